@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+
+libmpipe_la_SOURCES += \
+	%reldir%/backbone.h \
+	%reldir%/refine.c \
+	%reldir%/unet.c \
+	%reldir%/vae.c

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+
+EXTRA_DIST += \
+	%reldir%/bench.sh \
+	%reldir%/peer.py \
+	%reldir%/peer_net.py
+
+noinst_PROGRAMS += %reldir%/bench
+%canon_reldir%_bench_SOURCES = \
+	%reldir%/bench.c \
+	%reldir%/peak.c %reldir%/peak.h
+%canon_reldir%_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+%canon_reldir%_bench_LDADD = tests/libhelp.la libmpipe.la $(JANSSON_LIBS)
+
+.PHONY: bench
+bench: all
+	$(uninstalled) builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
+	$(SHELL) $(srcdir)/bench/bench.sh

@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: MIT */
+/* cpu.c - the backend: the device, packed constants, plans. */
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#include "cpu/cpu.h"
+#include "module.h"
+
+#define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
+
+/* ---- what there is ---- */
+
+static int usable_cpus(void)
+{
+    cpu_set_t set;
+
+    if (sched_getaffinity(0, sizeof set, &set))
+        return 1;
+    return CPU_COUNT(&set);
+}
+
+static void model_name(char *out, size_t n)
+{
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char line[256];
+
+    snprintf(out, n, "CPU");
+    while (f && fgets(line, sizeof line, f)) {
+        char *colon = strchr(line, ':');
+
+        if (strncmp(line, "model name", 10) || !colon)
+            continue;
+        colon[strcspn(colon, "\n")] = '\0';
+        snprintf(out, n, "%s", colon + 2);
+        break;
+    }
+    if (f)
+        fclose(f);
+}
+
+static int cpu_probe(struct mp_error *err)
+{
+    (void)err;
+    return 1;
+}
+
+static int cpu_info(int index, struct mp_device_info *out, struct mp_error *err)
+{
+    char model[80];
+
+    if (index != 0)
+        return mp_fail(err, MP_EINVAL, "cpu:%d: there is only cpu", index);
+    model_name(model, sizeof model);
+    snprintf(out->name, sizeof out->name, "%s, %d cores, %s", model,
+             usable_cpus(), k_isa());
+    out->memory =
+        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return 0;
+}
+
+static int cpu_open(struct mp_device **out, const struct mp_device_conf *conf,
+                    struct mp_error *err)
+{
+    struct mp_device *d = calloc(1, sizeof *d);
+    dnnl_status_t st;
+
+    if (!d)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    d->threads = conf->threads > 0 ? conf->threads : usable_cpus();
+    st = dnnl_engine_create(&d->engine, dnnl_cpu, 0);
+    if (st == dnnl_success)
+        st = dnnl_stream_create(&d->stream, d->engine,
+                                dnnl_stream_default_flags);
+    if (st != dnnl_success) {
+        mp_backend_cpu.close(d);
+        return cpu_status(st, "cpu", err);
+    }
+    *out = d;
+    return 0;
+}
+
+static void cpu_close(struct mp_device *d)
+{
+    if (!d)
+        return;
+    if (d->stream)
+        dnnl_stream_destroy(d->stream);
+    if (d->engine)
+        dnnl_engine_destroy(d->engine);
+    free(d);
+}
+
+static enum mp_dtype cpu_best(const struct mp_device *d)
+{
+    (void)d;
+    return k_has_bf16() ? MP_BF16 : MP_F32;
+}
+
+static int cpu_supports(const struct mp_device *d, enum mp_dtype t,
+                        struct mp_error *err)
+{
+    (void)d;
+    if (t == MP_F32 || (t == MP_BF16 && k_has_bf16()))
+        return 0;
+    return mp_fail(err, MP_ENOTSUP, "cpu: no arithmetic in %s here%s",
+                   mp_dtype_name(t),
+                   t == MP_BF16 ? ": it needs AVX512-BF16" : "");
+}
+
+/* ---- memory ---- */
+
+static void *get_memory(size_t bytes)
+{
+    size_t align = bytes >= HUGE ? HUGE : 64;
+    void *p = NULL;
+
+    if (posix_memalign(&p, align, bytes ? bytes : 64))
+        return NULL;
+    if (bytes >= HUGE)
+        madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
+                     struct mp_error *err)
+{
+    void *p = get_memory(bytes);
+
+    (void)d;
+    *out = (mp_addr)(uintptr_t)p;
+    return p ? 0
+             : mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for activations",
+                       bytes >> 20);
+}
+
+static void cpu_free(struct mp_device *d, mp_addr a)
+{
+    (void)d;
+    free((void *)(uintptr_t)a);
+}
+
+static int cpu_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
+                   struct mp_error *err)
+{
+    (void)d;
+    (void)err;
+    memcpy((void *)(uintptr_t)dst, src, n);
+    return 0;
+}
+
+static int cpu_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
+                   struct mp_error *err)
+{
+    (void)d;
+    (void)err;
+    memcpy(dst, (const void *)(uintptr_t)src, n);
+    return 0;
+}
+
+/* ---- packed constants ---- */
+
+static struct packed **bucket(struct mp_device *d, const uint64_t key[2])
+{
+    return &d->packed[key[0] % (sizeof d->packed / sizeof *d->packed)];
+}
+
+static struct packed *look_up(struct mp_device *d, const struct mp_value *v,
+                              enum form form, dn_desc want)
+{
+    for (struct packed *p = *bucket(d, v->key); p; p = p->next)
+        if (!memcmp(p->key, v->key, sizeof p->key) && p->form == form &&
+            p->has_desc == (want != NULL) &&
+            (!want || dnnl_memory_desc_equal(dn_borrow(&p->desc), want)))
+            return p;
+    return NULL;
+}
+
+/* C,K,2,2 as 2,2,K,C */
+static float *spread_weights(const float *w, const int64_t *dim)
+{
+    int64_t c = dim[0], k = dim[1];
+    float *out = malloc((size_t)(c * k * 4) * sizeof *out);
+
+    for (int64_t i = 0; out && i < c * k * 4; i++)
+        out[(i % 4 * k + i / 4 % k) * c + i / 4 / k] = w[i];
+    return out;
+}
+
+static float *spread_bias(const float *b, size_t n)
+{
+    float *out = malloc(4 * n * sizeof *out);
+
+    for (size_t i = 0; out && i < 4 * n; i++)
+        out[i] = b[i % n];
+    return out;
+}
+
+static int reorder(struct mp_device *d, void *to, dn_desc want,
+                   const void *from, dn_desc plain, struct mp_error *err)
+{
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_t prim = NULL;
+    dnnl_memory_t a = NULL, b = NULL;
+    dnnl_status_t st;
+
+    st = dnnl_reorder_primitive_desc_create(&pd, plain, d->engine, want,
+                                            d->engine, NULL);
+    if (st == dnnl_success)
+        st = dnnl_primitive_create(&prim, pd);
+    if (st == dnnl_success)
+        st = dnnl_memory_create(&a, plain, d->engine, (void *)from);
+    if (st == dnnl_success)
+        st = dnnl_memory_create(&b, want, d->engine, to);
+    if (st == dnnl_success) {
+        const dnnl_exec_arg_t arg[2] = {{DNNL_ARG_FROM, a}, {DNNL_ARG_TO, b}};
+
+        st = dnnl_primitive_execute(prim, d->stream, 2, arg);
+        dnnl_stream_wait(d->stream);
+    }
+    if (a)
+        dnnl_memory_destroy(a);
+    if (b)
+        dnnl_memory_destroy(b);
+    if (prim)
+        dnnl_primitive_destroy(prim);
+    if (pd)
+        dnnl_primitive_desc_destroy(pd);
+    return cpu_status(st, "packing weights", err);
+}
+
+static void packed_free(struct packed *p)
+{
+    if (p->has_desc)
+        dn_desc_free(&p->desc);
+    free(p->data);
+    free(p);
+}
+
+static int pack_now(struct packed *k, struct mp_device *d,
+                    const struct mp_value *v, const float *from, dn_desc want,
+                    dn_desc plain, struct mp_error *err)
+{
+    size_t n = v->count * (k->form == SPREAD_BIAS ? 4 : 1);
+    float *formed = NULL;
+    int rc = 0;
+
+    if (k->form == SPREAD_WEIGHTS || k->form == SPREAD_BIAS) {
+        formed = k->form == SPREAD_WEIGHTS ? spread_weights(from, v->dim)
+                                           : spread_bias(from, v->count);
+        if (!formed)
+            return mp_fail(err, MP_ENOMEM, "out of memory");
+        from = formed;
+    }
+    k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
+    k->bytes =
+        want ? dnnl_memory_desc_get_size(want) : n * mp_dtype_size(k->type);
+    k->data = get_memory(k->bytes);
+    if (!k->data)
+        rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
+                     k->bytes >> 20);
+    else if (want)
+        rc = reorder(d, k->data, want, from, plain, err);
+    else
+        k_copy((struct k_out){k->data, k->type}, (int64_t)n,
+               (struct k_in){from, MP_F32}, (int64_t)n, 1, (int64_t)n);
+    free(formed);
+    return rc;
+}
+
+static int use(const struct packed **out, struct mp_plan *plan,
+               struct packed *k, struct mp_error *err)
+{
+    struct packed **more = realloc(plan->use, (plan->nuse + 1) * sizeof *more);
+
+    if (!more)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    plan->use = more;
+    more[plan->nuse++] = k;
+    k->users++;
+    *out = k;
+    return 0;
+}
+
+int cpu_pack(const struct packed **out, struct mp_plan *plan,
+             const struct mp_program *p, uint32_t value, enum form form,
+             dn_desc want, dn_desc plain, struct mp_error *err)
+{
+    const struct mp_value *v = &p->value[value];
+    struct mp_device *d = plan->device;
+    struct packed *k = look_up(d, v, form, want);
+    const float *data;
+    int rc;
+
+    if (k)
+        return use(out, plan, k, err);
+    k = calloc(1, sizeof *k);
+    if (!k)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    memcpy(k->key, v->key, sizeof k->key);
+    k->form = form;
+    rc = p->constant(p, value, &data, err);
+    if (!rc) {
+        rc = pack_now(k, d, v, data, want, plain, err);
+        p->release(p, value);
+    }
+    if (!rc && want) {
+        rc = cpu_status(dn_desc_copy(&k->desc, want), "weights", err);
+        k->has_desc = !rc;
+    }
+    if (!rc)
+        rc = use(out, plan, k, err);
+    if (rc) {
+        packed_free(k);
+        return rc;
+    }
+    k->next = *bucket(d, k->key);
+    *bucket(d, k->key) = k;
+    return 0;
+}
+
+static void drop(struct mp_device *d, struct packed *k)
+{
+    struct packed **at = bucket(d, k->key);
+
+    if (--k->users)
+        return;
+    while (*at != k)
+        at = &(*at)->next;
+    *at = k->next;
+    packed_free(k);
+}
+
+/* ---- plans ---- */
+
+static void cpu_plan_free(struct mp_plan *plan)
+{
+    if (!plan)
+        return;
+    for (size_t i = 0; plan->cpu && i < plan->nstep; i++)
+        cpu_conv_free(&plan->cpu[i]);
+    for (size_t i = 0; i < plan->nuse; i++)
+        drop(plan->device, plan->use[i]);
+    free(plan->use);
+    free(plan->cpu);
+    free(plan->value);
+    free(plan->step);
+    free(plan->scratch);
+    free(plan);
+}
+
+static int cpu_compile(struct mp_device *d, const struct mp_program *p,
+                       struct mp_plan **out, struct mp_error *err)
+{
+    struct mp_plan *plan = calloc(1, sizeof *plan);
+    int rc = 0, before = omp_get_max_threads();
+
+    if (!plan)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    plan->device = d;
+    plan->nvalue = p->nvalue;
+    plan->nstep = p->nstep;
+    plan->value = malloc((p->nvalue + 1) * sizeof *plan->value);
+    plan->step = malloc((p->nstep + 1) * sizeof *plan->step);
+    plan->cpu = calloc(p->nstep + 1, sizeof *plan->cpu);
+    if (!plan->value || !plan->step || !plan->cpu) {
+        cpu_plan_free(plan);
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    }
+    memcpy(plan->value, p->value, p->nvalue * sizeof *plan->value);
+    memcpy(plan->step, p->step, p->nstep * sizeof *plan->step);
+    omp_set_num_threads(d->threads);
+    for (size_t i = 0; i < p->nstep && !rc; i++) {
+        rc = p->step[i].op == MP_OP_CONV2D || p->step[i].op == MP_OP_DECONV2D
+                 ? cpu_conv_compile(plan, p, i, err)
+                 : cpu_own_compile(plan, p, i, err);
+        if (plan->cpu[i].scratch > plan->scratch_bytes)
+            plan->scratch_bytes = plan->cpu[i].scratch;
+    }
+    omp_set_num_threads(before);
+    if (!rc && plan->scratch_bytes) {
+        plan->scratch = get_memory(plan->scratch_bytes);
+        if (!plan->scratch)
+            rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB of scratch",
+                         plan->scratch_bytes >> 20);
+    }
+    if (rc) {
+        cpu_plan_free(plan);
+        return rc;
+    }
+    *out = plan;
+    return 0;
+}
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
+                   struct mp_error *err)
+{
+    int before = omp_get_max_threads();
+    double last = seconds ? now() : 0;
+
+    (void)err;
+    omp_set_num_threads(plan->device->threads);
+    for (size_t i = 0; i < plan->nstep; i++) {
+        if (plan->cpu[i].prim)
+            cpu_conv_run(plan, i, (char *)(uintptr_t)arena);
+        else
+            cpu_own_run(plan, i, (char *)(uintptr_t)arena);
+        if (seconds) {
+            double t = now();
+
+            seconds[i] = t - last;
+            last = t;
+        }
+    }
+    omp_set_num_threads(before);
+    return 0;
+}
+
+static const char *cpu_kernel_name(const struct mp_plan *plan, size_t step)
+{
+    return plan->cpu[step].name;
+}
+
+const struct mp_backend mp_backend_cpu = {
+    .abi = MP_BACKEND_ABI,
+    .size = sizeof(struct mp_backend),
+    .name = "cpu",
+    .summary = "oneDNN and OpenMP on the processor",
+    .probe = cpu_probe,
+    .info = cpu_info,
+    .open = cpu_open,
+    .close = cpu_close,
+    .best = cpu_best,
+    .supports = cpu_supports,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .put = cpu_put,
+    .get = cpu_get,
+    .compile = cpu_compile,
+    .run = cpu_run,
+    .kernel = cpu_kernel_name,
+    .plan_free = cpu_plan_free,
+};

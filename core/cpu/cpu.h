@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cpu.h - inside the CPU backend: the device, packed constants, and how a
+ * step becomes something to run.
+ */
+#ifndef CPU_CPU_H
+#define CPU_CPU_H
+
+#include "cpu/dnnl_compat.h"
+#include "cpu/kernels.h"
+
+/* How a constant is laid out before it is packed. */
+enum form {
+    AS_GIVEN,
+    SPREAD_WEIGHTS, /* C,K,2,2 as 2,2,K,C: one product for four results */
+    SPREAD_BIAS,    /* K repeated four times */
+    AS_BF16         /* plain, in that type */
+};
+
+/* A constant in the form that some kernel wants. Kept by the device while a
+ * plan uses it; plans of one device share it. */
+struct packed {
+    uint64_t key[2];
+    enum form form;
+    dn_own_desc desc; /* of oneDNN's layout, if has_desc; else plain f32 */
+    int has_desc;
+    enum mp_dtype type; /* of plain ones */
+    void *data;
+    size_t bytes, users;
+    struct packed *next;
+};
+
+struct mp_device {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    int threads;
+    struct packed *packed[1024]; /* by key */
+};
+
+/* A step made ready. */
+struct cpu_step {
+    const char *name;                         /* of the kernel */
+    const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
+    size_t scratch;                           /* bytes */
+    /* convolutions */
+    dnnl_primitive_t prim; /* NULL: a step of own.c */
+    dnnl_memory_t src, weights, bias, dst, pad;
+    int copy_residual;       /* to dst first: the sum is taken there */
+    dnnl_primitive_t unpack; /* weights that are no constant */
+    dnnl_memory_t plain;
+    size_t weights_at; /* in scratch: those weights */
+    int narrow;        /* f32 pixels into a bf16 network: copied first */
+    size_t narrow_at;  /* in scratch: the copy */
+    int spread;        /* a transposed 2x2 as one product */
+    int add_after;     /* the residual, and then the activation */
+    size_t result_at;  /* in scratch: what is to be spread or added to */
+};
+
+struct mp_plan {
+    struct mp_device *device;
+    size_t nvalue, nstep;
+    struct mp_value *value;
+    struct mp_step *step;
+    struct cpu_step *cpu;
+    struct packed **use; /* what this plan keeps */
+    size_t nuse;
+    size_t scratch_bytes;
+    void *scratch;
+};
+
+/* CONV2D and DECONV2D: fill s for step i of the program. */
+int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
+                     struct mp_error *err);
+void cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena);
+void cpu_conv_free(struct cpu_step *s);
+
+/* All other steps. */
+int cpu_own_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
+                    struct mp_error *err);
+void cpu_own_run(const struct mp_plan *plan, size_t i, char *arena);
+
+/* The constant of this value, from the device or packed now: in layout want,
+ * whose plain form is `plain`; or as plain f32 (both NULL). */
+int cpu_pack(const struct packed **out, struct mp_plan *plan,
+             const struct mp_program *p, uint32_t value, enum form form,
+             dn_desc want, dn_desc plain, struct mp_error *err);
+
+/* Status of a oneDNN call as an error of ours. */
+int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);
+
+#endif

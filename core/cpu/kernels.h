@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * kernels.h - what the CPU backend computes itself: all that is no
+ * convolution.
+ *
+ * Every call names the element type of each operand, MP_F32 or MP_BF16 unless
+ * said otherwise; they may be mixed. Sums, statistics and functions are f32 or
+ * better inside. Dimensions are counted in elements, 1 or more.
+ *
+ * Memory: nothing is allocated; a kernel that needs scratch has a function
+ * k_NAME_scratch that tells how many bytes, for `threads`, the most that
+ * omp_get_max_threads() may be when the kernel runs. Scratch is 64-byte
+ * aligned and its contents mean nothing between calls. Operands need only the
+ * alignment of their type and are never read or written past their ends.
+ * Where a comment says "in place", out may be the same memory as x (or a) if
+ * the element type is the same.
+ *
+ * Threads: each kernel is one or more OpenMP parallel regions. Results do not
+ * depend on the number of threads. The instruction set is chosen at run time.
+ *
+ * Errors: none; the caller has checked types and shapes.
+ */
+#ifndef CPU_KERNELS_H
+#define CPU_KERNELS_H
+
+#include "mpipe/backend.h"
+
+struct k_in {
+    const void *p;
+    enum mp_dtype t;
+};
+
+struct k_out {
+    void *p;
+    enum mp_dtype t;
+};
+
+/* Name of the instruction set that is used: "avx512_bf16", "avx512", "avx2" or
+ * "generic", for messages. */
+const char *k_isa(void);
+/* Whether bf16 products are done by instructions for them: when not, attention
+ * on bf16 is computed as f32 and is no faster. */
+int k_has_bf16(void);
+
+/* ---- attention ---- */
+
+/* A sequence of a batch: row r of picture i of head h starts at element
+ * i * batch + r * row + h * d. batch 0: the same for all pictures. */
+struct k_rows {
+    int64_t batch, row;
+};
+
+struct k_attention {
+    int64_t n, t, s;   /* pictures, queries, keys */
+    int64_t heads, d;  /* d is C / heads */
+    float scale;       /* of q k^T */
+    enum mp_dtype qt;  /* of q */
+    enum mp_dtype kvt; /* of k and v */
+    enum mp_dtype yt;  /* of the result */
+    struct k_rows q, k, v, y;
+};
+
+/* softmax(q k^T scale) v per head. bf16 products are used where q, k and v are
+ * all bf16. The scratch depends on everything in a but scale and the strides
+ * (k.batch and v.batch count as zero or not). y may be the same memory as q if
+ * type and strides are the same. */
+size_t k_attention_scratch(const struct k_attention *a, int threads);
+void k_attention(const struct k_attention *a, void *y, const void *q,
+                 const void *k, const void *v, void *scratch);
+
+/* ---- norms, then act ---- */
+
+/* x N,HW,C; weight, bias C; in place. act: any of enum mp_act. */
+size_t k_group_norm_scratch(int64_t n, int64_t hw, int64_t c, int64_t groups);
+void k_group_norm(struct k_out y, struct k_in x, struct k_in weight,
+                  struct k_in bias, int64_t n, int64_t hw, int64_t c,
+                  int64_t groups, float eps, int act, void *scratch);
+/* x rows,C; in place. */
+size_t k_layer_norm_scratch(int64_t c);
+void k_layer_norm(struct k_out y, struct k_in x, struct k_in weight,
+                  struct k_in bias, int64_t rows, int64_t c, float eps, int act,
+                  void *scratch);
+/* x rows,C; all else C; in place. */
+size_t k_batch_norm_scratch(int64_t c);
+void k_batch_norm(struct k_out y, struct k_in x, struct k_in weight,
+                  struct k_in bias, struct k_in mean, struct k_in var,
+                  int64_t rows, int64_t c, float eps, int act, void *scratch);
+
+/* ---- pointwise ---- */
+
+/* In place. */
+void k_act(struct k_out y, struct k_in x, int64_t n, int act);
+/* x rows,2C -> y rows,C. */
+void k_geglu(struct k_out y, struct k_in x, int64_t rows, int64_t c);
+/* y = act(a + b) or act(a * b). b has andim dimensions or fewer, aligned with
+ * a's at the end, each equal to a's or 1. In place of a; of b too if it has
+ * a's shape. */
+void k_add(struct k_out y, struct k_in a, struct k_in b, int andim,
+           const int64_t *adim, int bndim, const int64_t *bdim, int act);
+void k_mul(struct k_out y, struct k_in a, struct k_in b, int andim,
+           const int64_t *adim, int bndim, const int64_t *bdim, int act);
+/* Rows of n elements, dst_row and src_row elements apart. From f32, bf16 or u8
+ * to f32 or bf16 (round to nearest, even; a NaN stays one), or any type to
+ * itself. Concat is one call for each part, slice is one call. */
+void k_copy(struct k_out dst, int64_t dst_row, struct k_in src, int64_t src_row,
+            int64_t rows, int64_t n);
+
+/* ---- spatial and last dimension ---- */
+
+/* x N,H,W,C -> y N,h,w,C, align_corners = false, coordinates in f32. */
+size_t k_resize_bilinear_scratch(int64_t w, int64_t c, int64_t yw, int threads);
+void k_resize_bilinear(struct k_out y, struct k_in x, int64_t n, int64_t h,
+                       int64_t w, int64_t c, int64_t yh, int64_t yw,
+                       void *scratch);
+void k_resize_nearest(struct k_out y, struct k_in x, int64_t n, int64_t h,
+                      int64_t w, int64_t c, int64_t yh, int64_t yw);
+/* Adaptive average. */
+void k_pool_avg(struct k_out y, struct k_in x, int64_t n, int64_t h, int64_t w,
+                int64_t c, int64_t yh, int64_t yw);
+/* x N,H,W,C at (top, left) of zeros N,yh,yw,C. */
+void k_pad(struct k_out y, struct k_in x, int64_t n, int64_t h, int64_t w,
+           int64_t c, int64_t top, int64_t left, int64_t yh, int64_t yw);
+/* x rows,C; in place. */
+void k_softmax(struct k_out y, struct k_in x, int64_t rows, int64_t c);
+/* x rows,C -> index of the first maximum of each row. */
+void k_argmax(int32_t *y, struct k_in x, int64_t rows, int64_t c);
+
+#endif

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+
+lib_LTLIBRARIES += libmpipe.la
+libmpipe_la_SOURCES = \
+	%reldir%/base.c \
+	%reldir%/classes.c %reldir%/classes.h \
+	%reldir%/conf.c %reldir%/conf.h \
+	%reldir%/device.c %reldir%/device.h \
+	%reldir%/fold.c %reldir%/fold.h \
+	%reldir%/graph.c %reldir%/graph_impl.h \
+	%reldir%/image.h \
+	%reldir%/inputs.c %reldir%/inputs.h \
+	%reldir%/job.c %reldir%/job.h \
+	%reldir%/layers.c \
+	%reldir%/module.c %reldir%/module.h \
+	%reldir%/op.c \
+	%reldir%/option.c %reldir%/option.h \
+	%reldir%/picture.c \
+	%reldir%/picture_job.c %reldir%/picture_job.h \
+	%reldir%/picture_write.c \
+	%reldir%/pipeline.c %reldir%/pipeline.h \
+	%reldir%/progress.c %reldir%/progress.h \
+	%reldir%/rainbow.c \
+	%reldir%/record.c %reldir%/record.h \
+	%reldir%/ref.c %reldir%/ref.h \
+	%reldir%/resize.c \
+	%reldir%/session.c %reldir%/session.h \
+	%reldir%/settings.c %reldir%/settings.h \
+	%reldir%/sink.c %reldir%/sink.h \
+	%reldir%/weights.c %reldir%/weights.h %reldir%/weights_impl.h \
+	%reldir%/weights_diffusers.c \
+	%reldir%/weights_pickle.c \
+	%reldir%/weights_safetensors.c \
+	%reldir%/weights_torch.c \
+	%reldir%/cpu/attention.c \
+	%reldir%/cpu/conv.c \
+	%reldir%/cpu/cpu.c %reldir%/cpu/cpu.h \
+	%reldir%/cpu/dnnl_compat.h \
+	%reldir%/cpu/kernels.h \
+	%reldir%/cpu/norm.c \
+	%reldir%/cpu/own.c \
+	%reldir%/cpu/pointwise.c \
+	%reldir%/cpu/simd.h \
+	%reldir%/cpu/spatial.c
+libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+# The contract is the installed headers; all of mp_ is visible, so that tests
+# reach the parts through the very library that heads are linked to.
+libmpipe_la_LDFLAGS = $(AM_LDFLAGS) -version-info 0:0:0 -no-undefined \
+	-Wl,-z,defs -export-symbols-regex '^mp_'
+libmpipe_la_LIBADD = $(ONEDNN_LIBS) $(INIH_LIBS) $(PNG_LIBS) $(JPEG_LIBS) \
+	$(JANSSON_LIBS) $(LTDL_LIBS)
+
+mpipeincludedir = $(includedir)/mpipe
+mpipeinclude_HEADERS = \
+	%reldir%/mpipe/backend.h \
+	%reldir%/mpipe/base.h \
+	%reldir%/mpipe/graph.h \
+	%reldir%/mpipe/plugin.h
+
+bin_PROGRAMS += mpipe mpipe-inspect
+mpipe_SOURCES = %reldir%/mpipe_main.c
+mpipe_LDADD = libmpipe.la
+mpipe_inspect_SOURCES = %reldir%/inspect_main.c
+mpipe_inspect_LDADD = libmpipe.la $(JANSSON_LIBS)
+
+pkgconfigdir = $(libdir)/pkgconfig
+nodist_pkgconfig_DATA = %reldir%/mpipe.pc

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mpipe/backend.h - what runs a program on a device.
+ *
+ * A backend is one constant struct mp_backend. The CPU's is part of libmpipe;
+ * others are modules that export MP_BACKEND(NAME) = {...} and are found like
+ * heads. abi and size are checked before any of
+ * a module's code runs. Modules stay loaded for the life of the process.
+ *
+ * Direction: libmpipe folds, fuses and plans memory, and hands over a program:
+ * steps in order, every value an offset into one arena or a constant. The
+ * backend compiles it once and runs it many times.
+ *
+ * Threads: calls on one device come from one thread at a time.
+ */
+#ifndef MPIPE_BACKEND_H
+#define MPIPE_BACKEND_H
+
+#include "mpipe/graph.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MP_BACKEND_ABI 1
+
+/* The name under which libltdl finds it. */
+#define MP_BACKEND(backend)                                                    \
+    extern const struct mp_backend backend##_LTX_mp_backend;                   \
+    const struct mp_backend backend##_LTX_mp_backend
+
+/* All operations: name in dumps. Steps of a program hold no leaves and no
+ * RESHAPE (values share memory). Any input of any op may be a constant: most
+ * are so in programs that run once, for folding. */
+#define MP_OPS(X)                                                              \
+    X(INPUT, "input")                                                          \
+    X(WEIGHT, "weight")                                                        \
+    X(CONST, "const")                                                          \
+    X(CONV2D, "conv2d")         /* x, w, bias?, residual? */                   \
+    X(DECONV2D, "deconv2d")     /* x, w, bias? */                              \
+    X(ATTENTION, "attention")   /* q, k, v */                                  \
+    X(GROUP_NORM, "group_norm") /* x, weight, bias */                          \
+    X(LAYER_NORM, "layer_norm") /* x, weight, bias */                          \
+    X(BATCH_NORM, "batch_norm") /* x, weight, bias, mean, var */               \
+    X(ACT, "act")                                                              \
+    X(GEGLU, "geglu")                                                          \
+    X(ADD, "add")                                                              \
+    X(MUL, "mul")                                                              \
+    X(CONCAT, "concat")                                                        \
+    X(SLICE, "slice")                                                          \
+    X(RESHAPE, "reshape")                                                      \
+    X(RESIZE, "resize")                                                        \
+    X(POOL, "pool")                                                            \
+    X(PAD, "pad")                                                              \
+    X(SOFTMAX, "softmax")                                                      \
+    X(ARGMAX, "argmax")                                                        \
+    X(FLOAT, "float")
+
+enum mp_op {
+#define X(id, name) MP_OP_##id,
+    MP_OPS(X)
+#undef X
+        MP_OP_COUNT
+};
+
+#define MP_MAX_IN 16 /* inputs of a step; concat needs most */
+
+/* What an op needs beside its inputs. Fields that an op does not name are 0. */
+struct mp_attr {
+    struct mp_conv conv; /* CONV2D; DECONV2D: stride, top = pad, bottom = out
+                            padding */
+    int32_t act;     /* enum mp_act. ACT: which. CONV2D, DECONV2D, GROUP_NORM,
+                        LAYER_NORM, BATCH_NORM, ADD: applied to the result,
+                        after the residual */
+    int32_t groups;  /* GROUP_NORM */
+    int32_t heads;   /* ATTENTION */
+    int32_t axis;    /* CONCAT, SLICE: 0.. */
+    int32_t nearest; /* RESIZE: nearest instead of bilinear */
+    int64_t start;   /* SLICE: first index. PAD: top */
+    int64_t left;    /* PAD */
+    float eps;       /* norms */
+    float scale;     /* ATTENTION: of q k^T */
+};
+
+enum mp_place { MP_ARENA, MP_CONSTANT };
+
+struct mp_value {
+    enum mp_place place;
+    enum mp_dtype dtype; /* of the arena's bytes; constants are given as F32 */
+    int ndim;
+    int64_t dim[MP_RANK];
+    size_t count;     /* elements */
+    size_t offset;    /* ARENA: bytes from its start, a multiple of 64 */
+    uint64_t key[2];  /* CONSTANT: equal keys, equal contents: packed forms
+                         may be shared between programs of one device */
+    const char *name; /* of an input, output or weight; for messages */
+};
+
+#define MP_NO_VALUE UINT32_MAX
+
+struct mp_step {
+    enum mp_op op;
+    struct mp_attr attr;
+    int nin;
+    uint32_t in[MP_MAX_IN]; /* values; an optional input not given is
+                               MP_NO_VALUE */
+    uint32_t out;
+    /* CONV2D with a residual: its value may lie at the same offset as out (it
+     * dies here), so that the sum needs no copy. Any ADD, ACT, MUL, norm may
+     * likewise work in place. No other inputs overlap out. */
+};
+
+struct mp_program {
+    size_t nvalue, nstep;
+    const struct mp_value *value;
+    const struct mp_step *step;
+    size_t arena; /* bytes */
+    int once;     /* runs once (constant folding): do not keep packed weights */
+    /* Row-major f32 contents of a constant, valid until release(). compile()
+     * only. Mapped files are read here: first use costs time. */
+    int (*constant)(const struct mp_program *p, uint32_t value,
+                    const float **data, struct mp_error *err);
+    void (*release)(const struct mp_program *p, uint32_t value);
+    void *user;
+};
+
+typedef uint64_t mp_addr; /* memory of a device; 0 is none */
+struct mp_device;
+struct mp_plan;
+
+struct mp_device_info {
+    char name[128];  /* "AMD EPYC 9B14, 2 threads, avx512_bf16" */
+    uint64_t memory; /* bytes; 0: unknown */
+};
+
+struct mp_device_conf {
+    int32_t index;   /* which device of the backend, from 0 */
+    int32_t threads; /* CPU: 0 is all the process may use */
+};
+
+struct mp_backend {
+    uint32_t abi;  /* MP_BACKEND_ABI */
+    uint32_t size; /* sizeof(struct mp_backend) as compiled */
+    const char *name, *summary;
+    /* Number of devices (>= 1), or a negative status and why it cannot run
+     * here. Creates no context. */
+    int (*probe)(struct mp_error *err);
+    int (*info)(int index, struct mp_device_info *out, struct mp_error *err);
+    int (*open)(struct mp_device **out, const struct mp_device_conf *conf,
+                struct mp_error *err);
+    void (*close)(struct mp_device *d); /* NULL is fine */
+    /* How "auto" keeps activations on this device: MP_F32 or MP_BF16; and
+     * whether it can keep them as t at all (0 or MP_ENOTSUP with the reason).
+     * TF32 is asked for as MP_F32 with tf32 set by the device's own means. */
+    enum mp_dtype (*best)(const struct mp_device *d);
+    int (*supports)(const struct mp_device *d, enum mp_dtype t,
+                    struct mp_error *err);
+    int (*alloc)(struct mp_device *d, size_t bytes, mp_addr *out,
+                 struct mp_error *err);
+    void (*free)(struct mp_device *d, mp_addr a);
+    int (*put)(struct mp_device *d, mp_addr dst, const void *src, size_t n,
+               struct mp_error *err);
+    int (*get)(struct mp_device *d, void *dst, mp_addr src, size_t n,
+               struct mp_error *err);
+    /* An op, shape or type it cannot do is refused here, by name, never in
+     * run(). The program is borrowed during the call only. */
+    int (*compile)(struct mp_device *d, const struct mp_program *p,
+                   struct mp_plan **out, struct mp_error *err);
+    /* seconds: NULL, or room for the time of each step of the program. */
+    int (*run)(struct mp_plan *plan, mp_addr arena, double *seconds,
+               struct mp_error *err);
+    /* Kernel chosen for a step, for dumps: "brgconv_fwd:avx512_core". */
+    const char *(*kernel)(const struct mp_plan *plan, size_t step);
+    void (*plan_free)(struct mp_plan *plan); /* NULL is fine */
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

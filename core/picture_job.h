@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * picture_job.h - one picture on its way through a run: read, scaled, looked
+ * at by the network, merged, written. See job.h.
+ *
+ * Threads: one per picture at a time.
+ */
+#ifndef CORE_PICTURE_JOB_H
+#define CORE_PICTURE_JOB_H
+
+#include "image.h"
+#include "inputs.h"
+#include "settings.h"
+
+#define MP_MAX_RESULTS 16
+
+struct mp_picture_job {
+    const struct mp_input *input;
+    const char *stage; /* where it is, or failed */
+    struct mp_error err;
+    struct mp_picture source;
+    struct mp_picture *scaled; /* each size that views need, but its own */
+    size_t nscaled;
+    struct mp_view *view;
+    float **map; /* of each view, when the network has seen it */
+    int64_t (*dim)[3];
+    size_t nview, nmap;
+    struct mp_tensor result[MP_MAX_RESULTS];
+    size_t nresult;
+    double network; /* seconds */
+};
+
+/* Read it, ask the head for views, scale. */
+int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
+                        const struct mp_settings *s);
+/* The pixels of a view; *owned: free them. */
+uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
+                             int *owned);
+/* For the head. */
+struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
+                                     char name[256]);
+/* Results to files. */
+int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
+                         const char *out);
+void mp_picture_job_free(struct mp_picture_job *p);
+
+#endif

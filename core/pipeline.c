@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pipeline.c - sessions by shape. The network's sessions are keyed by the
+ * batch and size of the views; merges by the picture, its views and what is
+ * asked for.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "backbone/backbone.h"
+#include "device.h"
+#include "graph_impl.h"
+#include "session.h"
+
+#define KEPT 4 /* sessions of each kind */
+
+struct cached {
+    struct mp_session *session;
+    void *key;
+    size_t bytes;
+    uint64_t used; /* clock of the last use */
+};
+
+struct mp_pipeline {
+    struct mp_pipeline_conf conf;
+    struct mp_weights *weights;
+    struct mp_opened device;
+    struct mp_arena arena;
+    struct mp_arch arch;
+    struct cached network[KEPT], merge[KEPT];
+    uint64_t clock;
+    struct mp_pipeline_times times;
+    int profile;
+    char backend_text[256], network_text[256];
+};
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- sessions by key ---- */
+
+static int is_hit(const struct cached *c, const void *key, size_t bytes)
+{
+    return c->session && c->bytes == bytes && !memcmp(c->key, key, bytes);
+}
+
+/* The session of this key, or else the place for it: the least recently
+ * used one's. */
+static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
+                              const void *key, size_t bytes)
+{
+    struct cached *oldest = &cache[0];
+
+    for (int i = 0; i < KEPT; i++) {
+        struct cached *c = &cache[i];
+
+        if (is_hit(c, key, bytes)) {
+            c->used = ++p->clock;
+            return c;
+        }
+        if (c->used < oldest->used)
+            oldest = c;
+    }
+    return oldest;
+}
+
+static void forget(struct cached *c)
+{
+    mp_session_free(c->session);
+    free(c->key);
+    memset(c, 0, sizeof *c);
+}
+
+/* Compile g into the place of the least recently used session. */
+static int remember(struct mp_pipeline *p, struct cached *c,
+                    const struct mp_graph *g, enum mp_dtype precision,
+                    const void *key, size_t bytes, struct mp_error *err)
+{
+    struct mp_session *s = NULL;
+    void *copy = malloc(bytes);
+    double began = now();
+    int rc = copy ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+
+    /* the old one goes after: what both have packed is kept */
+    if (!rc)
+        rc = mp_session_new(&s, &p->arena, g, precision, err);
+    if (rc) {
+        free(copy);
+        return rc;
+    }
+    forget(c);
+    memcpy(copy, key, bytes);
+    *c = (struct cached){s, copy, bytes, ++p->clock};
+    mp_session_profile(s, p->profile);
+    p->times.compile += now() - began;
+    return 0;
+}
+
+/* ---- opening ---- */
+
+static struct mp_graph *network_graph(struct mp_pipeline *p, int64_t n,
+                                      int64_t h, int64_t w)
+{
+    const struct mp_plugin *head = p->conf.head;
+    struct mp_graph *g = mp_graph_new(p->weights);
+    struct mp_features f = {.view_h = (int32_t)h, .view_w = (int32_t)w};
+    mp_node x;
+
+    if (!g)
+        return NULL;
+    x = mp_float(g, mp_input(g, "pixels", MP_U8, 4, (int64_t[]){n, h, w, 3}));
+    mp_backbone_build(g, &p->arch, head->input(p->conf.head_conf, g, x), &f);
+    mp_output(g, "map", head->build(p->conf.head_conf, g, &f));
+    return g;
+}
+
+/* Every tensor that is missing, of a wrong shape, or of no use. */
+static int check_weights(struct mp_pipeline *p, struct mp_error *err)
+{
+    struct mp_graph *g = network_graph(p, 1, 512, 512);
+    const struct mp_weight_info *w;
+    const char *first = NULL;
+    size_t at = 0, n = 0;
+    int rc;
+
+    if (!g)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    for (size_t i = 0; i < g->nmissing; i++)
+        mp_log(MP_LOG_WARNING, "checkpoint", "%s", g->missing[i]);
+    rc = mp_graph_check(g, err);
+    while ((w = mp_graph_unexpected(g, &at))) {
+        mp_log(MP_LOG_WARNING, "checkpoint", "%s is not used by head %s",
+               w->name, p->conf.head->name);
+        first = first ? first : w->name;
+        n++;
+    }
+    if (!rc && n && p->conf.strict)
+        rc = mp_fail(err, MP_EFORMAT,
+                     "the checkpoint holds %zu tensor%s that head %s does not "
+                     "know, the first is %s; if that is right, set [model] "
+                     "strict = no",
+                     n, n == 1 ? "" : "s", p->conf.head->name, first);
+    mp_graph_free(g);
+    return rc ? mp_fail_in(err, "%s", p->conf.checkpoint) : 0;
+}
+
+static int load(struct mp_pipeline *p, struct mp_error *err)
+{
+    struct mp_graph *g;
+    int rc = mp_weights_open(&p->weights, p->conf.checkpoint, err);
+
+    if (rc)
+        return rc;
+    g = mp_graph_new(p->weights);
+    if (!g)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    rc = mp_backbone_probe(&p->arch, g, err);
+    mp_graph_free(g);
+    if (rc)
+        return mp_fail_in(err, "%s", p->conf.checkpoint);
+    mp_backbone_describe(&p->arch, p->network_text, sizeof p->network_text);
+    return check_weights(p, err);
+}
+
+int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
+                     struct mp_error *err)
+{
+    struct mp_pipeline *p = calloc(1, sizeof *p);
+    double began = now();
+    int rc;
+
+    if (!p)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    p->conf = *c;
+    rc = c->head->check ? c->head->check(c->head_conf, err) : 0;
+    if (!rc)
+        rc = mp_device_open(&p->device, c->backend, c->precision, c->threads,
+                            err);
+    if (!rc)
+        rc = load(p, err);
+    if (rc) {
+        mp_pipeline_close(p);
+        return rc;
+    }
+    p->arena.backend = p->device.backend;
+    p->arena.device = p->device.device;
+    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
+             p->device.backend->name, p->device.info.name,
+             mp_pipeline_precision(p));
+    p->times.load = now() - began;
+    *out = p;
+    return 0;
+}
+
+void mp_pipeline_close(struct mp_pipeline *p)
+{
+    if (!p)
+        return;
+    for (int i = 0; i < KEPT; i++) {
+        forget(&p->network[i]);
+        forget(&p->merge[i]);
+    }
+    if (p->device.device) {
+        mp_arena_free(&p->arena);
+        p->device.backend->close(p->device.device);
+    }
+    mp_weights_close(p->weights);
+    free(p);
+}
+
+/* ---- running ---- */
+
+static int run(struct mp_session *s, const void *const *in,
+               struct mp_tensor *out, size_t n, struct mp_error *err)
+{
+    void *data[16] = {NULL};
+    int rc = n <= 16 ? 0 : mp_fail(err, MP_EINVAL, "more than 16 results");
+
+    for (size_t i = 0; i < n && !rc; i++) {
+        size_t bytes;
+
+        mp_session_output(s, i, &out[i]);
+        bytes = (size_t)mp_shape_count(out[i].ndim, out[i].dim) *
+                mp_dtype_size(out[i].dtype);
+        out[i].data = data[i] = malloc(bytes);
+        if (!data[i])
+            rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
+    }
+    if (!rc)
+        rc = mp_session_run(s, in, data, err);
+    for (size_t i = 0; rc && i < 16; i++)
+        free(data[i]);
+    return rc;
+}
+
+int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
+                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
+                        struct mp_error *err)
+{
+    const int64_t key[3] = {(int64_t)n, h, w};
+    struct cached *c = look_up(p, p->network, key, sizeof key);
+    size_t one = (size_t)h * (size_t)w * 3;
+    uint8_t *pixels;
+    double began;
+    int rc = 0;
+
+    if (!is_hit(c, key, sizeof key)) {
+        struct mp_graph *g = network_graph(p, (int64_t)n, h, w);
+
+        rc = g ? remember(p, c, g, p->device.dtype, key, sizeof key, err)
+               : mp_fail(err, MP_ENOMEM, "out of memory");
+        mp_graph_free(g);
+        if (rc)
+            return mp_fail_in(err, "%d x %d view", (int)w, (int)h);
+    }
+    began = now();
+    pixels = malloc(n * one);
+    if (!pixels)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++)
+        memcpy(pixels + i * one, view[i], one);
+    rc = run(c->session, (const void *const[]){pixels}, map, 1, err);
+    free(pixels);
+    p->times.network += now() - began;
+    p->times.views += n;
+    p->times.runs++;
+    return rc;
+}
+
+/* What a merge depends on, as bytes to compare; free it. */
+static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
+                       const struct mp_image *img, const struct mp_view *view,
+                       size_t nview, const int64_t (*dim)[3],
+                       const struct mp_sink *want)
+{
+    int32_t head[3] = {img->width, img->height, 0};
+    size_t a = sizeof head, b = nview * sizeof *view, c = nview * sizeof *dim;
+    char words[256], *save = NULL, *key = malloc(a + b + c);
+
+    if (!key)
+        return NULL;
+    snprintf(words, sizeof words, "%s", p->conf.head->formats);
+    for (char *word = strtok_r(words, " :", &save); word;
+         word = strtok_r(NULL, " :", &save))
+        head[2] = head[2] << 1 | (mp_sink_wants(want, word) != 0);
+    memcpy(key, head, a);
+    memcpy(key + a, view, b);
+    memcpy(key + a + b, dim, c);
+    *bytes = a + b + c;
+    return key;
+}
+
+static int merge_session(struct mp_pipeline *p, struct cached *c,
+                         const struct mp_image *img, const struct mp_view *view,
+                         size_t nview, const int64_t (*dim)[3],
+                         const struct mp_sink *want, const void *key,
+                         size_t bytes, struct mp_error *err)
+{
+    struct mp_graph *g = mp_graph_new(p->weights);
+    mp_node *out = calloc(nview, sizeof *out);
+    int rc;
+
+    for (size_t i = 0; g && out && i < nview; i++)
+        out[i] = mp_input(g, "map", MP_F32, 4,
+                          (int64_t[]){1, dim[i][0], dim[i][1], dim[i][2]});
+    if (g && out) {
+        p->conf.head->merge(p->conf.head_conf, g, img, view, nview, out, want);
+        rc = remember(p, c, g, MP_F32, key, bytes, err);
+    } else {
+        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    }
+    mp_graph_free(g);
+    free(out);
+    return rc;
+}
+
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_image *img,
+                      const struct mp_view *view, size_t nview,
+                      const float *const *map, const int64_t (*dim)[3],
+                      const struct mp_sink *want, struct mp_tensor *result,
+                      size_t cap, size_t *n, struct mp_error *err)
+{
+    size_t bytes = 0;
+    void *key = merge_key(&bytes, p, img, view, nview, dim, want);
+    struct cached *c;
+    double began;
+    int rc = 0;
+
+    if (!key)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    c = look_up(p, p->merge, key, bytes);
+    if (!is_hit(c, key, bytes))
+        rc = merge_session(p, c, img, view, nview, dim, want, key, bytes, err);
+    free(key);
+    if (rc)
+        return rc;
+    *n = mp_session_outputs(c->session);
+    if (*n > cap)
+        return mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %zu",
+                       p->conf.head->name, *n, cap);
+    began = now();
+    rc = run(c->session, (const void *const *)map, result, *n, err);
+    p->times.merge += now() - began;
+    return rc;
+}
+
+/* ---- telling ---- */
+
+const char *mp_pipeline_backend(const struct mp_pipeline *p)
+{
+    return p->backend_text;
+}
+
+const char *mp_pipeline_device(const struct mp_pipeline *p)
+{
+    return p->device.info.name;
+}
+
+const char *mp_pipeline_precision(const struct mp_pipeline *p)
+{
+    if (p->conf.precision == MP_PREC_TF32)
+        return "tf32";
+    return p->device.dtype == MP_BF16  ? "bf16"
+           : p->device.dtype == MP_F16 ? "fp16"
+                                       : "fp32";
+}
+
+const char *mp_pipeline_network_text(const struct mp_pipeline *p)
+{
+    return p->network_text;
+}
+
+void mp_pipeline_times(const struct mp_pipeline *p,
+                       struct mp_pipeline_times *out)
+{
+    *out = p->times;
+}
+
+void mp_pipeline_profile(struct mp_pipeline *p, int on)
+{
+    p->profile = on;
+    for (int i = 0; i < KEPT; i++)
+        if (p->network[i].session)
+            mp_session_profile(p->network[i].session, on);
+}
+
+struct mp_session *mp_pipeline_session(const struct mp_pipeline *p)
+{
+    const struct cached *last = &p->network[0];
+
+    for (int i = 1; i < KEPT; i++)
+        if (p->network[i].used > last->used)
+            last = &p->network[i];
+    return last->session;
+}
+
+void mp_pipeline_dump(const struct mp_pipeline *p, FILE *out)
+{
+    for (int i = 0; i < KEPT; i++) {
+        if (p->network[i].session)
+            mp_session_dump(p->network[i].session, out);
+        if (p->merge[i].session)
+            mp_session_dump(p->merge[i].session, out);
+    }
+}

@@ -1,0 +1,815 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * session.c - from a rewritten graph to a compiled program.
+ *
+ * Constants that must be computed are computed by the same machinery: a
+ * program of their own, run once on the same device in f32. Small ones go
+ * together in one program, big ones (convolutions with a batch norm in them)
+ * one by one and only when the backend asks, so that no second copy of the
+ * model is ever held.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include "fold.h"
+#include "session.h"
+
+#define ALIGN 64
+#define SMALL ((size_t)4 << 20) /* bytes of a constant computed with others */
+
+struct slot {      /* a value's life in the arena */
+    uint32_t root; /* the value whose bytes these are (reshape, in place) */
+    size_t first, last; /* steps, inclusive */
+    size_t bytes;
+};
+
+struct builder {
+    struct mp_net *net;
+    const struct mp_backend *backend;
+    struct mp_device *device;
+    enum mp_dtype precision;
+    struct mp_program program;
+    struct mp_value *value;
+    struct mp_step *step;
+    struct slot *slot;  /* per value */
+    uint32_t *value_of; /* per node: value + 1 */
+    uint32_t *node_of;  /* per value */
+    uint8_t *leaf;      /* per node: given, not computed by this program */
+    float **computed;   /* per node: folded constants; shared by builders */
+    float *held;        /* what constant() converted, until release() */
+    struct mp_error *err;
+};
+
+struct mp_session {
+    struct mp_arena *arena;
+    struct mp_plan *plan;
+    size_t arena_bytes, nvalue, nstep, nin, nout;
+    struct mp_value *value;
+    struct mp_step *step;
+    uint32_t *in, *out; /* values */
+    double *seconds, *total;
+    size_t runs;
+    char *names;
+};
+
+static int no_memory(struct mp_error *err)
+{
+    return mp_fail(err, MP_ENOMEM, "out of memory");
+}
+
+/* ---- values and steps ---- */
+
+static int is_given(const struct mp_node_def *n)
+{
+    return n->op == MP_OP_WEIGHT || n->op == MP_OP_CONST;
+}
+
+/* The node whose contents x has: behind reshapes of what is given. */
+static uint32_t given(const struct mp_net *net, uint32_t x)
+{
+    while (net->node[x].op == MP_OP_RESHAPE)
+        x = net->node[x].in[0];
+    return is_given(&net->node[x]) ? x : 0;
+}
+
+static uint32_t value_for(struct builder *b, uint32_t id)
+{
+    const struct mp_node_def *n = &b->net->node[id];
+    struct mp_value *v;
+    uint32_t at;
+
+    if (b->value_of[id])
+        return b->value_of[id] - 1;
+    at = (uint32_t)b->program.nvalue++;
+    b->value_of[id] = at + 1;
+    b->node_of[at] = id;
+    v = &b->value[at];
+    v->place = b->leaf[id] ? MP_CONSTANT : MP_ARENA;
+    v->dtype = n->dtype;
+    v->ndim = n->ndim;
+    memcpy(v->dim, n->dim, sizeof v->dim);
+    v->count = (size_t)mp_shape_count(n->ndim, n->dim);
+    memcpy(v->key, b->net->key[id], sizeof v->key);
+    v->name = n->name;
+    b->slot[at].root = at;
+    b->slot[at].first = SIZE_MAX;
+    return at;
+}
+
+static void make_steps(struct builder *b, const uint8_t *wanted)
+{
+    for (uint32_t id = 1; id < b->net->nnode; id++) {
+        const struct mp_node_def *n = &b->net->node[id];
+        struct mp_step *s;
+        uint32_t out;
+
+        if (!wanted[id] || b->leaf[id])
+            continue;
+        out = value_for(b, id);
+        if (n->op == MP_OP_INPUT)
+            continue;
+        if (n->op == MP_OP_RESHAPE) {
+            b->slot[out].root = b->slot[value_for(b, n->in[0])].root;
+            continue;
+        }
+        s = &b->step[b->program.nstep++];
+        s->op = n->op;
+        s->attr = n->attr;
+        s->nin = n->nin;
+        s->out = out;
+        for (int k = 0; k < n->nin; k++)
+            s->in[k] = n->in[k] ? value_for(b, n->in[k]) : MP_NO_VALUE;
+    }
+}
+
+/* ---- precision ---- */
+
+/* Ops that only carry values from place to place or map them one by one. */
+static int is_light(enum mp_op op)
+{
+    return op == MP_OP_ACT || op == MP_OP_ADD || op == MP_OP_MUL ||
+           op == MP_OP_CONCAT || op == MP_OP_SLICE || op == MP_OP_RESIZE ||
+           op == MP_OP_PAD || op == MP_OP_SOFTMAX || op == MP_OP_ARGMAX ||
+           op == MP_OP_FLOAT || op == MP_OP_POOL;
+}
+
+/* Pixels until the first real layer, and results from the last one on, stay
+ * f32: they cost little there, and are what users see. */
+static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
+                    size_t noutput)
+{
+    struct mp_program *p = &b->program;
+
+    for (size_t i = 0; i < p->nvalue; i++)
+        if (b->net->node[b->node_of[i]].op == MP_OP_INPUT)
+            keep[b->slot[i].root] = 1;
+    for (size_t k = 0; k < p->nstep; k++) {
+        const struct mp_step *s = &b->step[k];
+        int all = is_light(s->op);
+
+        for (int i = 0; i < s->nin; i++)
+            all = all && (b->value[s->in[i]].place == MP_CONSTANT ||
+                          keep[b->slot[s->in[i]].root]);
+        if (all)
+            keep[b->slot[s->out].root] = 1;
+    }
+    for (size_t i = 0; i < noutput; i++)
+        keep[b->slot[b->value_of[outputs[i]] - 1].root] = 2;
+    for (size_t k = p->nstep; k-- > 0;) {
+        const struct mp_step *s = &b->step[k];
+
+        if (keep[b->slot[s->out].root] == 2 && is_light(s->op))
+            for (int i = 0; i < s->nin; i++)
+                keep[b->slot[s->in[i]].root] = 2;
+    }
+    return 0;
+}
+
+static void set_precision(struct builder *b, const uint8_t *keep)
+{
+    for (size_t i = 0; i < b->program.nvalue; i++) {
+        struct mp_value *v = &b->value[i];
+        uint32_t root = b->slot[i].root;
+
+        if (v->place == MP_ARENA && v->dtype == MP_F32 && !keep[root])
+            v->dtype = b->precision;
+    }
+}
+
+/* ---- memory ---- */
+
+static void touch(struct builder *b, uint32_t value, size_t step)
+{
+    struct slot *s = &b->slot[b->slot[value].root];
+
+    s->first = step < s->first ? step : s->first;
+    s->last = step > s->last ? step : s->last;
+}
+
+/* May the result take the place of input i, which dies at this step? */
+static int in_place(const struct mp_step *s, int i)
+{
+    return (s->op == MP_OP_CONV2D && i == 3) ||
+           (i == 0 &&
+            (s->op == MP_OP_ADD || s->op == MP_OP_MUL || s->op == MP_OP_ACT));
+}
+
+static size_t bytes_of(const struct mp_value *v)
+{
+    return v->count * mp_dtype_size(v->dtype);
+}
+
+/* Lives are known: let results take over the place of dying inputs. heir[r]
+ * is the block that root r lies in. */
+static void share_places(struct builder *b, uint32_t *heir)
+{
+    for (size_t i = 0; i < b->program.nvalue; i++)
+        heir[i] = (uint32_t)i;
+    for (size_t k = 0; k < b->program.nstep; k++) {
+        const struct mp_step *s = &b->step[k];
+        uint32_t out = b->slot[s->out].root;
+
+        for (int i = 0; i < s->nin; i++) {
+            uint32_t in;
+
+            if (s->in[i] == MP_NO_VALUE || !in_place(s, i) ||
+                b->value[s->in[i]].place == MP_CONSTANT)
+                continue;
+            in = b->slot[s->in[i]].root;
+            if (b->slot[in].last != k || b->slot[out].first != k ||
+                b->value[in].dtype != b->value[out].dtype ||
+                bytes_of(&b->value[in]) != bytes_of(&b->value[out]))
+                continue;
+            heir[out] = heir[in];
+            break;
+        }
+    }
+}
+
+struct block {
+    uint32_t root;
+    size_t first, last, bytes, offset;
+};
+
+static int by_size(const void *a, const void *b)
+{
+    const struct block *x = a, *y = b;
+
+    if (x->bytes != y->bytes)
+        return x->bytes < y->bytes ? 1 : -1;
+    return x->root < y->root ? -1 : x->root > y->root;
+}
+
+/* The lowest place where block i overlaps none of the placed ones in both
+ * time and space. */
+static size_t place(struct block *block, size_t i)
+{
+    size_t at = 0;
+
+    for (;;) {
+        size_t next = at;
+
+        for (size_t k = 0; k < i; k++) {
+            const struct block *o = &block[k];
+
+            if (o->last < block[i].first || block[i].last < o->first ||
+                o->offset >= at + block[i].bytes || o->offset + o->bytes <= at)
+                continue;
+            if (o->offset + o->bytes > next)
+                next = o->offset + o->bytes;
+            break;
+        }
+        if (next == at)
+            return at;
+        at = next;
+    }
+}
+
+static int plan_memory(struct builder *b, const uint32_t *outputs,
+                       size_t noutput)
+{
+    size_t n = b->program.nvalue, nblock = 0;
+    uint32_t *heir = calloc(n + 1, sizeof *heir);
+    struct block *block = calloc(n + 1, sizeof *block);
+    uint32_t *at = calloc(n + 1, sizeof *at);
+    int rc = heir && block && at ? 0 : no_memory(b->err);
+
+    if (rc)
+        goto done;
+    for (uint32_t i = 0; i < n; i++)
+        if (b->net->node[b->node_of[i]].op == MP_OP_INPUT)
+            touch(b, i, 0);
+    for (size_t k = 0; k < b->program.nstep; k++) {
+        for (int i = 0; i < b->step[k].nin; i++)
+            if (b->step[k].in[i] != MP_NO_VALUE)
+                touch(b, b->step[k].in[i], k);
+        touch(b, b->step[k].out, k);
+    }
+    for (size_t i = 0; i < noutput; i++)
+        touch(b, b->value_of[outputs[i]] - 1, b->program.nstep);
+    share_places(b, heir);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t h = heir[b->slot[i].root];
+        struct block *o;
+
+        if (b->value[i].place == MP_CONSTANT || b->slot[i].root != i ||
+            b->slot[i].first == SIZE_MAX)
+            continue;
+        if (!at[h]) {
+            at[h] = (uint32_t)++nblock;
+            block[nblock - 1] =
+                (struct block){.root = h, .first = b->slot[i].first};
+        }
+        o = &block[at[h] - 1];
+        o->first = b->slot[i].first < o->first ? b->slot[i].first : o->first;
+        o->last = b->slot[i].last > o->last ? b->slot[i].last : o->last;
+        o->bytes = (bytes_of(&b->value[i]) + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    qsort(block, nblock, sizeof *block, by_size);
+    for (size_t i = 0; i < nblock; i++) {
+        block[i].offset = place(block, i);
+        if (block[i].offset + block[i].bytes > b->program.arena)
+            b->program.arena = block[i].offset + block[i].bytes;
+        at[block[i].root] = (uint32_t)i + 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint32_t h = heir[b->slot[i].root];
+
+        if (b->value[i].place == MP_ARENA && at[h])
+            b->value[i].offset = block[at[h] - 1].offset;
+    }
+done:
+    free(heir);
+    free(block);
+    free(at);
+    return rc;
+}
+
+/* ---- constants ---- */
+
+static int compute(struct builder *b, const uint32_t *wanted, size_t n,
+                   struct mp_error *err);
+
+/* Compute every small constant that some step of b wants, together. */
+static int compute_small(struct builder *b, struct mp_error *err)
+{
+    uint32_t *list = calloc(b->program.nvalue + 1, sizeof *list);
+    size_t n = 0;
+    int rc;
+
+    if (!list)
+        return no_memory(err);
+    for (size_t i = 0; i < b->program.nvalue; i++) {
+        uint32_t id = b->node_of[i];
+
+        if (b->leaf[id] && !given(b->net, id) && !b->computed[id] &&
+            b->value[i].count * sizeof(float) <= SMALL)
+            list[n++] = id;
+    }
+    rc = n ? compute(b, list, n, err) : 0;
+    free(list);
+    return rc;
+}
+
+static int constant(const struct mp_program *p, uint32_t value,
+                    const float **data, struct mp_error *err)
+{
+    struct builder *b = p->user;
+    uint32_t id = b->node_of[value], leaf = given(b->net, id);
+    const struct mp_weight_info *w = leaf ? b->net->node[leaf].weight : NULL;
+    size_t bytes = b->value[value].count * sizeof(float);
+    int rc = 0;
+
+    if (leaf && !w) {
+        *data = b->net->node[leaf].data;
+    } else if (w && w->dense && w->dtype == MP_F32 &&
+               (uintptr_t)w->data % sizeof(float) == 0) {
+        *data = w->data;
+    } else if (w) {
+        free(b->held);
+        b->held = malloc(bytes);
+        if (!b->held)
+            return no_memory(err);
+        mp_weight_f32(w, b->held);
+        *data = b->held;
+    } else {
+        if (!b->computed[id])
+            rc = bytes <= SMALL ? compute_small(b, err)
+                                : compute(b, &id, 1, err);
+        *data = b->computed[id];
+    }
+    return rc;
+}
+
+static void release(const struct mp_program *p, uint32_t value)
+{
+    struct builder *b = p->user;
+    uint32_t id = b->node_of[value], leaf = given(b->net, id);
+
+    free(b->held);
+    b->held = NULL;
+    if (leaf && b->net->node[leaf].weight)
+        mp_weight_forget(b->net->node[leaf].weight);
+    else if (!leaf && b->value[value].count * sizeof(float) > SMALL) {
+        free(b->computed[id]);
+        b->computed[id] = NULL;
+    }
+}
+
+/* ---- programs ---- */
+
+static void builder_free(struct builder *b)
+{
+    free(b->value);
+    free(b->step);
+    free(b->slot);
+    free(b->value_of);
+    free(b->node_of);
+    free(b->leaf);
+    free(b->held);
+}
+
+/* The program that computes `outputs` from inputs and leaves. */
+static int build(struct builder *b, const uint32_t *outputs, size_t noutput)
+{
+    size_t n = b->net->nnode;
+    uint8_t *wanted = calloc(n, 1), *keep = calloc(n, 1);
+    int rc = 0;
+
+    b->value = calloc(n, sizeof *b->value);
+    b->step = calloc(n, sizeof *b->step);
+    b->slot = calloc(n, sizeof *b->slot);
+    b->value_of = calloc(n, sizeof *b->value_of);
+    b->node_of = calloc(n, sizeof *b->node_of);
+    if (!wanted || !keep || !b->value || !b->step || !b->slot || !b->value_of ||
+        !b->node_of) {
+        rc = no_memory(b->err);
+        goto done;
+    }
+    for (size_t i = 0; i < noutput; i++)
+        wanted[outputs[i]] = 1;
+    for (size_t i = n - 1; i > 0; i--) {
+        const struct mp_node_def *d = &b->net->node[i];
+
+        if (d->op == MP_OP_INPUT && b->net->live[i] && !b->program.once)
+            wanted[i] = 1;
+        for (int k = 0; wanted[i] && !b->leaf[i] && k < d->nin; k++)
+            wanted[d->in[k]] = 1;
+    }
+    wanted[0] = 0;
+    make_steps(b, wanted);
+    for (size_t i = 0; i < noutput; i++) /* an output may be a leaf */
+        if (!b->value_of[outputs[i]])
+            value_for(b, outputs[i]);
+    mark_f32(b, keep, outputs, noutput);
+    set_precision(b, keep);
+    rc = plan_memory(b, outputs, noutput);
+    b->program.value = b->value;
+    b->program.step = b->step;
+    b->program.constant = constant;
+    b->program.release = release;
+    b->program.user = b;
+done:
+    free(wanted);
+    free(keep);
+    return rc;
+}
+
+static int fetch(struct builder *b, struct builder *sub, const uint32_t *wanted,
+                 size_t n, mp_addr arena, struct mp_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct mp_value *v = &sub->value[sub->value_of[wanted[i]] - 1];
+        float *p = malloc(bytes_of(v) ? bytes_of(v) : 1);
+        int rc;
+
+        if (!p)
+            return no_memory(err);
+        rc = b->backend->get(b->device, p, arena + v->offset, bytes_of(v), err);
+        if (rc) {
+            free(p);
+            return rc;
+        }
+        b->computed[wanted[i]] = p;
+    }
+    return 0;
+}
+
+/* Run the program of these constants; its own constants are what is given. */
+static int compute(struct builder *b, const uint32_t *wanted, size_t n,
+                   struct mp_error *err)
+{
+    struct builder sub = {.net = b->net,
+                          .backend = b->backend,
+                          .device = b->device,
+                          .precision = MP_F32,
+                          .computed = b->computed,
+                          .err = err};
+    struct mp_plan *plan = NULL;
+    mp_addr arena = 0;
+    int rc;
+
+    sub.program.once = 1;
+    sub.leaf = calloc(b->net->nnode, 1);
+    if (!sub.leaf)
+        return no_memory(err);
+    for (uint32_t i = 1; i < b->net->nnode; i++)
+        sub.leaf[i] = given(b->net, i) != 0;
+    rc = build(&sub, wanted, n);
+    if (!rc)
+        rc = b->backend->compile(b->device, &sub.program, &plan, err);
+    if (!rc)
+        rc = b->backend->alloc(b->device, sub.program.arena, &arena, err);
+    if (!rc)
+        rc = b->backend->run(plan, arena, NULL, err);
+    if (!rc)
+        rc = fetch(b, &sub, wanted, n, arena, err);
+    if (arena)
+        b->backend->free(b->device, arena);
+    b->backend->plan_free(plan);
+    builder_free(&sub);
+    return rc;
+}
+
+/* ---- sessions ---- */
+
+/* Values and steps outlive the graph: names are copied. */
+static int keep_names(struct mp_session *s)
+{
+    size_t bytes = 1, at = 0;
+
+    for (size_t i = 0; i < s->nvalue; i++)
+        bytes += s->value[i].name ? strlen(s->value[i].name) + 1 : 0;
+    s->names = malloc(bytes);
+    if (!s->names)
+        return 0;
+    for (size_t i = 0; i < s->nvalue; i++) {
+        if (!s->value[i].name)
+            continue;
+        strcpy(s->names + at, s->value[i].name);
+        s->value[i].name = s->names + at;
+        at += strlen(s->names + at) + 1;
+    }
+    return 1;
+}
+
+static int take(struct mp_session *s, struct builder *b,
+                const struct mp_graph *g, struct mp_error *err)
+{
+    s->nvalue = b->program.nvalue;
+    s->nstep = b->program.nstep;
+    s->arena_bytes = b->program.arena;
+    s->value = b->value;
+    s->step = b->step;
+    b->value = NULL;
+    b->step = NULL;
+    s->in = calloc(s->nvalue + 1, sizeof *s->in);
+    s->out = calloc(g->noutput + 1, sizeof *s->out);
+    s->seconds = calloc(s->nstep + 1, sizeof *s->seconds);
+    if (!s->in || !s->out || !s->seconds)
+        return no_memory(err);
+    for (uint32_t i = 0; i < s->nvalue; i++)
+        if (b->net->node[b->node_of[i]].op == MP_OP_INPUT)
+            s->in[s->nin++] = i;
+    for (size_t i = 0; i < g->noutput; i++) {
+        s->out[s->nout] = b->value_of[b->net->output[i]] - 1;
+        s->value[s->out[s->nout++]].name = g->output[i].name;
+    }
+    return keep_names(s) ? 0 : no_memory(err);
+}
+
+static int check_outputs(const struct mp_net *net, const struct mp_graph *g,
+                         struct mp_error *err)
+{
+    for (size_t i = 0; i < net->noutput; i++)
+        if (net->constant[net->output[i]])
+            return mp_fail(err, MP_EINVAL, "output %s depends on no input",
+                           g->output[i].name);
+    return net->noutput ? 0 : mp_fail(err, MP_EINVAL, "no output");
+}
+
+int mp_session_new(struct mp_session **out, struct mp_arena *a,
+                   const struct mp_graph *g, enum mp_dtype precision,
+                   struct mp_error *err)
+{
+    struct mp_session *s = calloc(1, sizeof *s);
+    struct mp_net net = {0};
+    struct builder b = {.net = &net,
+                        .backend = a->backend,
+                        .device = a->device,
+                        .precision = precision,
+                        .err = err};
+    int rc = s ? mp_graph_check(g, err) : no_memory(err);
+
+    if (!rc)
+        rc = mp_net_make(&net, g, err);
+    if (!rc)
+        rc = check_outputs(&net, g, err);
+    if (rc)
+        goto done;
+    b.leaf = calloc(net.nnode, 1);
+    b.computed = calloc(net.nnode, sizeof *b.computed);
+    if (!b.leaf || !b.computed) {
+        rc = no_memory(err);
+        goto done;
+    }
+    memcpy(b.leaf, net.constant, net.nnode);
+    rc = build(&b, net.output, net.noutput);
+    if (rc)
+        goto done;
+    s->arena = a;
+    rc = a->backend->compile(a->device, &b.program, &s->plan, err);
+    if (!rc)
+        rc = take(s, &b, g, err);
+done:
+    for (size_t i = 0; b.computed && i < net.nnode; i++)
+        free(b.computed[i]);
+    free(b.computed);
+    builder_free(&b);
+    mp_net_free(&net);
+    if (rc) {
+        mp_session_free(s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
+void mp_session_free(struct mp_session *s)
+{
+    if (!s)
+        return;
+    if (s->plan)
+        s->arena->backend->plan_free(s->plan);
+    free(s->value);
+    free(s->step);
+    free(s->in);
+    free(s->out);
+    free(s->seconds);
+    free(s->total);
+    free(s->names);
+    free(s);
+}
+
+size_t mp_session_inputs(const struct mp_session *s)
+{
+    return s->nin;
+}
+
+size_t mp_session_outputs(const struct mp_session *s)
+{
+    return s->nout;
+}
+
+static void describe(const struct mp_value *v, struct mp_tensor *out)
+{
+    *out =
+        (struct mp_tensor){.name = v->name, .dtype = v->dtype, .ndim = v->ndim};
+    memcpy(out->dim, v->dim, sizeof out->dim);
+}
+
+void mp_session_input(const struct mp_session *s, size_t i,
+                      struct mp_tensor *out)
+{
+    describe(&s->value[s->in[i]], out);
+}
+
+void mp_session_output(const struct mp_session *s, size_t i,
+                       struct mp_tensor *out)
+{
+    describe(&s->value[s->out[i]], out);
+}
+
+void mp_arena_free(struct mp_arena *a)
+{
+    if (a->at)
+        a->backend->free(a->device, a->at);
+    a->at = 0;
+    a->bytes = 0;
+}
+
+static int arena_fit(struct mp_arena *a, size_t bytes, struct mp_error *err)
+{
+    int rc;
+
+    if (a->bytes >= bytes)
+        return 0;
+    mp_arena_free(a);
+    rc = a->backend->alloc(a->device, bytes, &a->at, err);
+    if (!rc)
+        a->bytes = bytes;
+    return rc;
+}
+
+int mp_session_run(struct mp_session *s, const void *const *in,
+                   void *const *out, struct mp_error *err)
+{
+    const struct mp_backend *b = s->arena->backend;
+    struct mp_device *d = s->arena->device;
+    int rc = arena_fit(s->arena, s->arena_bytes, err);
+
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < s->nin; i++) {
+        const struct mp_value *v = &s->value[s->in[i]];
+
+        rc = b->put(d, s->arena->at + v->offset, in[i], bytes_of(v), err);
+        if (rc)
+            return rc;
+    }
+    rc = b->run(s->plan, s->arena->at, s->total ? s->seconds : NULL, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; s->total && i < s->nstep; i++)
+        s->total[i] += s->seconds[i];
+    s->runs += s->total != NULL;
+    for (size_t i = 0; i < s->nout; i++) {
+        const struct mp_value *v = &s->value[s->out[i]];
+
+        if (!out[i])
+            continue;
+        rc = b->get(d, out[i], s->arena->at + v->offset, bytes_of(v), err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+void mp_session_profile(struct mp_session *s, int on)
+{
+    free(s->total);
+    s->total = on ? calloc(s->nstep + 1, sizeof *s->total) : NULL;
+    s->runs = 0;
+}
+
+static double flops(const struct mp_session *s, const struct mp_step *step)
+{
+    const struct mp_value *x = &s->value[step->in[0]], *w;
+    const struct mp_value *y = &s->value[step->out];
+
+    switch (step->op) {
+    case MP_OP_CONV2D: /* every output: one product per weight of its channel */
+        w = &s->value[step->in[1]];
+        return 2.0 * (double)y->count * (double)w->count / (double)w->dim[0];
+    case MP_OP_DECONV2D: /* every input: one per weight of its channel */
+        w = &s->value[step->in[1]];
+        return 2.0 * (double)x->count * (double)w->count / (double)w->dim[0];
+    case MP_OP_ATTENTION: /* q k^T and p v */
+        return 4.0 * (double)x->count * (double)s->value[step->in[1]].dim[1];
+    default:
+        return 0;
+    }
+}
+
+size_t mp_session_steps(const struct mp_session *s)
+{
+    return s->nstep;
+}
+
+void mp_session_step(const struct mp_session *s, size_t i,
+                     struct mp_step_info *out)
+{
+    const struct mp_step *p = &s->step[i];
+
+    *out = (struct mp_step_info){
+        .op = mp_op_table[p->op].name,
+        .kernel = s->arena->backend->kernel(s->plan, i),
+        .flops = flops(s, p),
+        .seconds = s->total ? s->total[i] : 0,
+        .runs = s->runs,
+    };
+    describe(&s->value[p->out], &out->out);
+    if (p->nin > 1 && p->in[1] != MP_NO_VALUE)
+        describe(&s->value[p->in[1]], &out->with);
+}
+
+size_t mp_session_arena(const struct mp_session *s)
+{
+    return s->arena_bytes;
+}
+
+size_t mp_session_count(const struct mp_session *s, enum mp_op op)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->nstep; i++)
+        n += s->step[i].op == op;
+    return n;
+}
+
+static void dump_value(const struct mp_session *s, uint32_t i, FILE *out)
+{
+    const struct mp_value *v = &s->value[i];
+    char shape[64];
+
+    if (v->place == MP_CONSTANT)
+        fprintf(out, " %s", v->name ? v->name : "const");
+    else
+        fprintf(out, " @%zu", v->offset);
+    fprintf(out, "(%s %s)", mp_dtype_name(v->dtype),
+            mp_shape_text(shape, v->ndim, v->dim));
+}
+
+void mp_session_dump(const struct mp_session *s, FILE *out)
+{
+    static const char *const act[] = {"",       " +relu",    " +silu",
+                                      " +gelu", " +sigmoid", " rsqrt"};
+
+    fprintf(out, "program: %zu steps, arena %zu bytes\n", s->nstep,
+            s->arena_bytes);
+    for (size_t k = 0; k < s->nstep; k++) {
+        const struct mp_step *p = &s->step[k];
+
+        fprintf(out, "%4zu %s:", k, mp_op_table[p->op].name);
+        for (int i = 0; i < p->nin; i++) {
+            if (p->in[i] == MP_NO_VALUE)
+                continue;
+            if (p->op == MP_OP_CONV2D && i == 3)
+                fputs(" +residual", out);
+            dump_value(s, p->in[i], out);
+        }
+        fprintf(out, "%s ->", act[p->attr.act]);
+        dump_value(s, p->out, out);
+        fprintf(out, "  %s\n", s->arena->backend->kernel(s->plan, k));
+    }
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * session.h - a graph made ready to run on a device: folded, fused, its memory
+ * planned, compiled. One session per input shape.
+ *
+ * Life cycle: mp_session_new; mp_session_run any number of times;
+ * mp_session_free, before the device is closed. The graph and its weights are
+ * read during mp_session_new only. Packed weights are shared by the sessions
+ * of one device.
+ *
+ * Threads: one at a time per device.
+ */
+#ifndef CORE_SESSION_H
+#define CORE_SESSION_H
+
+#include <stdio.h>
+#include "mpipe/plugin.h"
+#include "mpipe/backend.h"
+
+struct mp_session;
+
+/* The memory that sessions of one device run in, one at a time: as large as
+ * the largest needs. Set backend and device, the rest to 0; empty it with
+ * mp_arena_free after the last session. */
+struct mp_arena {
+    const struct mp_backend *backend;
+    struct mp_device *device;
+    mp_addr at;
+    size_t bytes;
+};
+void mp_arena_free(struct mp_arena *a);
+
+/* precision: how activations between the steps are kept: MP_F32, MP_BF16 or
+ * MP_F16. Inputs, outputs and what only prepares or presents them stay f32. */
+int mp_session_new(struct mp_session **out, struct mp_arena *a,
+                   const struct mp_graph *g, enum mp_dtype precision,
+                   struct mp_error *err);
+void mp_session_free(struct mp_session *s); /* NULL is fine */
+
+size_t mp_session_inputs(const struct mp_session *s);
+size_t mp_session_outputs(const struct mp_session *s);
+/* Name, dtype and shape; data is NULL. */
+void mp_session_input(const struct mp_session *s, size_t i,
+                      struct mp_tensor *out);
+void mp_session_output(const struct mp_session *s, size_t i,
+                       struct mp_tensor *out);
+
+/* in: one row-major buffer per input; out: one per output, NULL to skip it.
+ * Buffers are borrowed during the call. */
+int mp_session_run(struct mp_session *s, const void *const *in,
+                   void *const *out, struct mp_error *err);
+
+/* Measure each step from now on (on: nonzero). */
+void mp_session_profile(struct mp_session *s, int on);
+
+struct mp_step_info {
+    const char *op, *kernel;
+    /* Type and shape of its result and of its second input, which is the
+     * weights (by name, NULL if computed) or keys; ndim 0: none. */
+    struct mp_tensor out, with;
+    double flops;   /* 2 x multiply-adds of convolutions and attention */
+    double seconds; /* of all runs since profiling began */
+    size_t runs;
+};
+size_t mp_session_steps(const struct mp_session *s);
+void mp_session_step(const struct mp_session *s, size_t i,
+                     struct mp_step_info *out);
+/* Bytes it needs of the arena. */
+size_t mp_session_arena(const struct mp_session *s);
+
+/* Steps of one op (enum mp_op) in the program; for tests. */
+size_t mp_session_count(const struct mp_session *s, enum mp_op op);
+
+/* The folded and fused program, a step a line. */
+void mp_session_dump(const struct mp_session *s, FILE *out);
+
+#endif

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * settings.h - what a run was told: the sections of a configuration, the
+ * chosen head with its own section, and the files that they name.
+ *
+ * Life cycle: mp_settings_open (file, -o, head, all values checked);
+ * mp_settings_files (checkpoint and classes found and, the latter, read);
+ * mp_settings_free. Threads: main (heads are modules); read-only afterwards.
+ *
+ * Files are looked for: a path from the root: there. Else a checkpoint in the
+ * folder of the configuration, then in those of MPIPE_MODEL_PATH, then in the
+ * installed models; classes by a file name likewise in the folder of the
+ * configuration; by a bare word W as classes/W.json in the folders of
+ * MPIPE_DATA_PATH, then in the installed conf.
+ */
+#ifndef CORE_SETTINGS_H
+#define CORE_SETTINGS_H
+
+#include <jansson.h>
+#include <stdio.h>
+#include "mpipe/plugin.h"
+
+struct mp_settings {
+    struct {
+        char *head, *classes;
+    } pipeline;
+    struct {
+        char *checkpoint;
+        int32_t strict;
+    } model;
+    struct {
+        char *backend;
+        int32_t precision;      /* enum mp_precision */
+        int32_t threads, batch; /* -1: auto */
+    } compute;
+    struct {
+        char *formats;
+    } output;
+
+    const struct mp_plugin *plugin; /* NULL: no head was named */
+    void *head_conf;                /* its section */
+    char **kinds;                   /* of results, in the head's order; NULL
+                                       ends them */
+    char *checkpoint;               /* path that exists; mp_settings_files */
+    struct mp_classes *classes;     /* NULL: not used; mp_settings_files */
+    struct mp_conf *conf;
+};
+
+/* The kind that every head has: what the network gives, untouched. */
+#define MP_KIND_RAW "raw"
+
+/* file: NULL is none, "-" standard input; assign: n texts as after -o. A head
+ * need not be named: then its section and the formats are not checked. */
+int mp_settings_open(struct mp_settings **out, const char *file,
+                     const char *const *assign, size_t n, struct mp_error *err);
+void mp_settings_free(struct mp_settings *s); /* NULL is fine */
+
+int mp_settings_files(struct mp_settings *s, struct mp_error *err);
+
+/* The values in force as an INI file, and as {section: {key: text}}: the
+ * latter new, NULL: out of memory. */
+int mp_settings_dump(const struct mp_settings *s, FILE *out,
+                     struct mp_error *err);
+json_t *mp_settings_json(const struct mp_settings *s);
+
+/* A JSON string of bytes that may be no UTF-8: those that are not become
+ * U+FFFD. NULL: out of memory. */
+json_t *mp_json_text(const char *bytes);
+
+/* Every kind of a head's formats: words of `list` ("a b : c"), one after the
+ * other from *at on (0 at first). Length, 0 at the end; *defaults: whether ':'
+ * has not been met. */
+size_t mp_format_next(const char *list, size_t *at, const char **word,
+                      int *is_default);
+
+#endif

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+
+dist_man_MANS = \
+	%reldir%/mpipe-inspect.1 \
+	%reldir%/mpipe.1 \
+	%reldir%/mpipe.conf.5 \
+	%reldir%/mpipe_plugin.3

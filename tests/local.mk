@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+
+# A test: one line here, and its one source. A shell test needs no Check.
+unit_tests = \
+	%reldir%/test_base \
+	%reldir%/test_classes \
+	%reldir%/test_conf \
+	%reldir%/test_fold \
+	%reldir%/test_heads \
+	%reldir%/test_image \
+	%reldir%/test_inputs \
+	%reldir%/test_job \
+	%reldir%/test_net \
+	%reldir%/test_ops \
+	%reldir%/test_resize \
+	%reldir%/test_weights
+shell_tests = \
+	%reldir%/cli.sh \
+	%reldir%/inspect.sh \
+	%reldir%/layers.sh \
+	%reldir%/options.sh
+
+LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
+noinst_LTLIBRARIES = %reldir%/libhelp.la
+%canon_reldir%_libhelp_la_SOURCES = \
+	%reldir%/golden.c %reldir%/golden.h \
+	%reldir%/make_weights.c %reldir%/make_weights.h
+
+TESTS += $(shell_tests)
+if HAVE_CHECK
+check_PROGRAMS += $(unit_tests)
+TESTS += $(unit_tests)
+else
+check-local:
+	@echo "Check was not found when mpipe was configured:" \
+		"its unit tests were not built."
+endif
+TEST_EXTENSIONS = .sh
+SH_LOG_COMPILER = $(SHELL)
+AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled); \
+	export builddir MPIPE_PLUGIN_PATH MPIPE_DATA_PATH MPIPE_MODEL_PATH;
+
+# Checkpoints of made-up numbers for the demo, from the tests' key lists.
+noinst_PROGRAMS += %reldir%/make_weights
+%canon_reldir%_make_weights_SOURCES = %reldir%/make_weights_main.c
+%canon_reldir%_make_weights_LDADD = %reldir%/libhelp.la libmpipe.la \
+	$(JANSSON_LIBS)
+
+# For full.sh; it wants gigabytes, so it is none of the tests.
+noinst_PROGRAMS += %reldir%/full_net
+%canon_reldir%_full_net_SOURCES = %reldir%/full_net.c
+%canon_reldir%_full_net_LDADD = %reldir%/libhelp.la libmpipe.la \
+	$(JANSSON_LIBS)
+
+demo_weights = models/demo-depth.safetensors models/demo-seg.safetensors
+CLEANFILES += $(demo_weights)
+models/demo-depth.safetensors: %reldir%/golden/keys/tiny_depth.json
+models/demo-seg.safetensors: %reldir%/golden/keys/tiny_seg.json
+$(demo_weights): %reldir%/make_weights$(EXEEXT)
+	$(AM_V_GEN)$(MKDIR_P) models && %reldir%/make_weights$(EXEEXT) \
+		$(srcdir)/%reldir%/golden/keys/$(@:models/demo-%.safetensors=tiny_%.json) $@
+.PHONY: demo-weights
+demo-weights: $(demo_weights)
+
+EXTRA_DIST += $(shell_tests) \
+	%reldir%/full.sh \
+	%reldir%/installcheck.sh \
+	%reldir%/data \
+	%reldir%/golden
+
+installcheck-local:
+	CC='$(CC)' CFLAGS='$(CFLAGS) $(SANITIZE_CFLAGS)' \
+	PKG_CONFIG='$(PKG_CONFIG)' srcdir='$(srcdir)' DESTDIR='$(DESTDIR)' \
+	bindir='$(bindir)' libdir='$(libdir)' pluginsdir='$(pluginsdir)' \
+	$(SHELL) $(srcdir)/%reldir%/installcheck.sh

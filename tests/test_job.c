@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A run with a pipeline made here: its functions take the place of those in
+ * libmpipe. What the network "sees" of a view is its first byte.
+ */
+#include <check.h>
+#include <ftw.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "conf.h"
+#include "image.h"
+#include "job.h"
+
+static char folder[] = "/tmp/mpipe-job-XXXXXX";
+static struct mp_error err;
+
+/* ---- the pipeline ---- */
+
+static char calls[1024];     /* "2x8x8 1x8x16 ...": n, height, width */
+static int fail_on, fail_rc; /* a view that begins with this byte fails */
+static int merge_rc;         /* of the next merge */
+static int stop_on;          /* a view that asks the run to stop */
+static volatile sig_atomic_t stop;
+static double seconds;
+static struct mp_pipeline *const pipeline = (void *)&seconds;
+
+int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
+                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
+                        struct mp_error *e)
+{
+    float *data = malloc(n * sizeof *data);
+    char text[64];
+
+    ck_assert_ptr_eq(p, pipeline);
+    snprintf(text, sizeof text, "%s%zux%dx%d", *calls ? " " : "", n, (int)h,
+             (int)w);
+    if (strlen(calls) + strlen(text) < sizeof calls)
+        strcat(calls, text);
+    for (size_t i = 0; i < n; i++) {
+        if (fail_on && view[i][0] == fail_on) {
+            free(data);
+            return mp_fail(e, fail_rc, "the network fails");
+        }
+        stop |= stop_on && view[i][0] == stop_on;
+        data[i] = view[i][0];
+    }
+    seconds += 1;
+    *map = (struct mp_tensor){
+        .dtype = MP_F32, .ndim = 4, .dim = {(int64_t)n, 1, 1, 1}, .data = data};
+    return 0;
+}
+
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_image *img,
+                      const struct mp_view *view, size_t nview,
+                      const float *const *map, const int64_t (*dim)[3],
+                      const struct mp_sink *want, struct mp_tensor *result,
+                      size_t cap, size_t *n, struct mp_error *e)
+{
+    float *all = malloc(nview * sizeof *all);
+
+    (void)p;
+    (void)img;
+    (void)view;
+    ck_assert_uint_ge(cap, 1);
+    ck_assert(mp_sink_wants(want, "npy"));
+    for (size_t i = 0; i < nview; i++) {
+        ck_assert_int_eq(dim[i][0] * dim[i][1] * dim[i][2], 1);
+        all[i] = map[i][0];
+    }
+    if (merge_rc) {
+        free(all);
+        return mp_fail(e, merge_rc, "the merge fails");
+    }
+    *result = (struct mp_tensor){
+        .dtype = MP_F32, .ndim = 1, .dim = {(int64_t)nview}, .data = all};
+    *n = 1;
+    return 0;
+}
+
+void mp_pipeline_times(const struct mp_pipeline *p,
+                       struct mp_pipeline_times *out)
+{
+    (void)p;
+    *out = (struct mp_pipeline_times){.network = seconds};
+}
+
+const char *mp_pipeline_backend(const struct mp_pipeline *p)
+{
+    (void)p;
+    return "none (of any kind), fp32";
+}
+
+const char *mp_pipeline_device(const struct mp_pipeline *p)
+{
+    (void)p;
+    return "device";
+}
+
+const char *mp_pipeline_precision(const struct mp_pipeline *p)
+{
+    (void)p;
+    return "fp32";
+}
+
+const char *mp_pipeline_network_text(const struct mp_pipeline *p)
+{
+    (void)p;
+    return "nothing";
+}
+
+/* ---- the head: one view, or as many windows of 8 x 8 as fit across ---- */
+
+static int windows, outside;
+
+static long views(const void *conf, const struct mp_image *img,
+                  struct mp_view *view, size_t cap, struct mp_error *e)
+{
+    long n = windows ? img->width / 8 : 1;
+
+    (void)conf;
+    (void)e;
+    for (long i = 0; i < n && (size_t)i < cap; i++)
+        view[i] = (struct mp_view){.scaled_w = img->width,
+                                   .scaled_h = img->height,
+                                   .x = windows ? (int32_t)i * 8 : 0,
+                                   .y = outside && img->rgb[0] == outside,
+                                   .w = windows ? 8 : img->width,
+                                   .h = img->height};
+    return n;
+}
+
+static int decode(const void *conf, const struct mp_image *img,
+                  const struct mp_tensor *result, size_t n,
+                  struct mp_sink *sink, struct mp_error *e)
+{
+    (void)conf;
+    (void)img;
+    ck_assert_uint_eq(n, 1);
+    return mp_sink_npy(sink, "npy", result, e);
+}
+
+static const struct mp_plugin head = {
+    .name = "fake", .formats = "npy : other", .views = views, .decode = decode};
+
+/* ---- a run ---- */
+
+static char *kinds[] = {"npy", NULL};
+static struct mp_settings settings;
+static struct mp_inputs in;
+static struct mp_counts counts;
+
+static int remove_one(const char *path, const struct stat *st, int kind,
+                      struct FTW *f)
+{
+    (void)st;
+    (void)kind;
+    (void)f;
+    return remove(path);
+}
+
+static void enter(void)
+{
+    mp_log_set(MP_LOG_ERROR);
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    ck_assert_int_eq(chdir(folder), 0);
+    mkdir("in", 0777);
+    settings = (struct mp_settings){.plugin = &head,
+                                    .kinds = kinds,
+                                    .checkpoint = "in",
+                                    .compute = {.batch = -1},
+                                    .conf = mp_conf_new()};
+}
+
+static void leave(void)
+{
+    mp_inputs_free(&in);
+    mp_conf_free(settings.conf);
+    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* A picture of one colour per 8 columns: value, value + 1, ... */
+static void picture(int value, int width)
+{
+    uint8_t px[8 * 64];
+    struct mp_png png = {
+        .width = width, .height = 8, .channels = 1, .bits = 8, .px = px};
+    char name[32];
+
+    for (int i = 0; i < 8 * width; i++)
+        px[i] = (uint8_t)(value + i % width / 8);
+    snprintf(name, sizeof name, "in/%03d.png", value);
+    ck_assert_msg(!mp_png_write(name, &png, &err), "%s", err.text);
+}
+
+static int run(int resume)
+{
+    struct mp_job job = {.settings = &settings,
+                         .pipeline = pipeline,
+                         .inputs = &in,
+                         .out = "out",
+                         .shard = {1, 1},
+                         .resume = resume,
+                         .stop = &stop};
+
+    calls[0] = '\0';
+    mp_inputs_free(&in);
+    ck_assert_msg(!mp_inputs_open(&in, "in", 0, "out", &err), "%s", err.text);
+    return mp_job_run(&job, &counts, &err);
+}
+
+/* The numbers of a result; false: there is none. */
+static int result_is(int picture, const float *want, size_t n)
+{
+    char name[40], bytes[128 + 64];
+    size_t got;
+    FILE *f;
+
+    snprintf(name, sizeof name, "out/%03d.npy.npy", picture);
+    f = fopen(name, "rb");
+    if (!f)
+        return 0;
+    got = fread(bytes, 1, sizeof bytes, f);
+    fclose(f);
+    return got == 128 + n * sizeof *want &&
+           !memcmp(bytes + got - n * sizeof *want, want, n * sizeof *want);
+}
+
+static int has_result(int picture)
+{
+    return result_is(picture, (float[]){(float)picture}, 1);
+}
+
+static const char *state(void)
+{
+    static char text[32];
+    json_t *o = json_load_file("out/run.json", 0, NULL);
+
+    snprintf(text, sizeof text, "%s",
+             json_string_value(json_object_get(o, "state")));
+    json_decref(o);
+    return text;
+}
+
+static const char *errors(void)
+{
+    static char text[1024];
+    FILE *f = fopen("out/errors.jsonl", "r");
+    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+
+    if (f)
+        fclose(f);
+    text[n] = '\0';
+    return text;
+}
+
+START_TEST(every_picture_by_itself)
+{
+    for (int i = 1; i <= 40; i++)
+        picture(i, 8);
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_uint_eq(counts.total, 40);
+    ck_assert_uint_eq(counts.done, 40);
+    for (int i = 1; i <= 40; i++)
+        ck_assert(has_result(i));
+    ck_assert_str_eq(state(), "done");
+    ck_assert_str_eq(errors(), "");
+}
+END_TEST
+
+/* Full batches as they come; what waits for too long goes alone. */
+START_TEST(views_of_one_size_go_together)
+{
+    for (int i = 1; i <= 14; i++)
+        picture(i, i == 2 || i == 13 ? 16 : 8);
+    settings.compute.batch = 3;
+    for (int again = 0; again < 5; again++) {
+        ck_assert_int_eq(run(0), 0);
+        ck_assert_str_eq(calls, "3x8x8 3x8x8 1x8x16 3x8x8 3x8x8 1x8x16");
+        for (int i = 1; i <= 14; i++)
+            ck_assert(has_result(i));
+    }
+}
+END_TEST
+
+START_TEST(windows_of_one_picture)
+{
+    windows = 1;
+    picture(10, 40);
+    picture(50, 8);
+    settings.compute.batch = 4;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_str_eq(calls, "4x8x8 2x8x8");
+    ck_assert(result_is(10, (float[]){10, 11, 12, 13, 14}, 5));
+    ck_assert(has_result(50));
+}
+END_TEST
+
+START_TEST(raw_is_what_the_network_gave)
+{
+    static char *both[] = {"npy", "raw", NULL};
+
+    windows = 1;
+    settings.kinds = both;
+    picture(10, 24);
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_int_eq(rename("out/010.raw.npy", "out/010.npy.npy"), 0);
+    ck_assert(result_is(10, (float[]){10, 11, 12}, 3));
+}
+END_TEST
+
+/* In a batch, the others do not suffer. */
+START_TEST(a_view_that_the_network_refuses)
+{
+    for (int i = 1; i <= 6; i++)
+        picture(i * 10, 8);
+    settings.compute.batch = _i;
+    fail_on = 30;
+    fail_rc = MP_ENOMEM;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_uint_eq(counts.done, 5);
+    ck_assert_uint_eq(counts.failed, 1);
+    ck_assert(has_result(20) && !has_result(30) && has_result(40));
+    ck_assert_str_eq(errors(),
+                     "{\"input\":\"in/030.png\",\"stage\":\"network\","
+                     "\"error\":\"the network fails\"}\n");
+}
+END_TEST
+
+START_TEST(one_window_fails_its_picture)
+{
+    windows = 1;
+    picture(10, 24);
+    picture(50, 24);
+    settings.compute.batch = _i;
+    fail_on = 11;
+    fail_rc = MP_ENOMEM;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_uint_eq(counts.failed, 1);
+    ck_assert(result_is(50, (float[]){50, 51, 52}, 3));
+}
+END_TEST
+
+START_TEST(failures_in_order)
+{
+    for (int i = 1; i <= 30; i++)
+        picture(i, 8);
+    ck_assert_int_eq(mp_file_write("in/002.png", "no", 2, &err), 0);
+    outside = 5;
+    fail_on = 3;
+    fail_rc = MP_EINVAL;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_uint_eq(counts.failed, 3);
+    ck_assert_uint_eq(counts.done, 27);
+    ck_assert_ptr_nonnull(strstr(errors(), "002.png\",\"stage\":\"read\""));
+    ck_assert_ptr_nonnull(strstr(errors(), "003.png\",\"stage\":\"network\""));
+    ck_assert_ptr_nonnull(strstr(errors(), "005.png\",\"stage\":\"views\""));
+    ck_assert(strstr(errors(), "002") < strstr(errors(), "003"));
+    ck_assert(strstr(errors(), "003") < strstr(errors(), "005"));
+}
+END_TEST
+
+START_TEST(a_device_that_fails_ends_the_run)
+{
+    for (int i = 1; i <= 30; i++)
+        picture(i, 8);
+    settings.compute.batch = _i;
+    fail_on = 7;
+    fail_rc = MP_EIO;
+    ck_assert_int_eq(run(0), MP_EIO);
+    ck_assert_str_eq(state(), "stopped");
+    ck_assert(!has_result(20));
+    fail_on = 0;
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.done + counts.skipped, 30);
+    ck_assert(has_result(20));
+}
+END_TEST
+
+START_TEST(settings_that_do_not_fit_end_the_run)
+{
+    picture(1, 8);
+    picture(2, 8);
+    merge_rc = MP_EINVAL;
+    ck_assert_int_eq(run(0), MP_EINVAL);
+    ck_assert_str_eq(err.text, "the merge fails");
+}
+END_TEST
+
+START_TEST(stop_finishes_what_has_begun)
+{
+    windows = 1;
+    for (int i = 1; i <= 9; i++)
+        picture(i * 10, 24);
+    stop_on = 41;
+    ck_assert_int_eq(run(0), MP_EINTR);
+    ck_assert_str_eq(state(), "interrupted");
+    ck_assert_uint_eq(counts.done, 4);
+    ck_assert(result_is(40, (float[]){40, 41, 42}, 3));
+    stop = stop_on = 0;
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.skipped, 4);
+    ck_assert_uint_eq(counts.done, 5);
+    ck_assert(result_is(90, (float[]){90, 91, 92}, 3));
+}
+END_TEST
+
+START_TEST(nothing_left_to_do)
+{
+    picture(1, 8);
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.skipped, 1);
+    ck_assert_str_eq(calls, "");
+    ck_assert_str_eq(state(), "done");
+}
+END_TEST
+
+START_TEST(other_settings_are_refused)
+{
+    static const struct mp_option rows[] = {
+        {"key", MP_OPT_INT, 0, "1", 0, 0, NULL, NULL, "A number"}, {0}};
+    int32_t value;
+
+    picture(1, 8);
+    ck_assert_int_eq(mp_conf_section(settings.conf, "part", rows, &value, &err),
+                     0);
+    ck_assert_int_eq(run(0), 0);
+    value = 2;
+    ck_assert_int_eq(run(0), MP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "[part] key was 1, is 2"));
+    value = 1;
+    settings.checkpoint = "out/run.json";
+    ck_assert_int_eq(run(1), MP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "checkpoint's path"));
+}
+END_TEST
+
+START_TEST(json_of_any_bytes)
+{
+    json_t *t = mp_json_text(_i ? "\xff\xc3\xa4\xe2\x82\xacx\xc3" : "");
+
+    ck_assert_str_eq(json_string_value(t),
+                     _i ? "\xef\xbf\xbd\xc3\xa4\xe2\x82\xacx\xef\xbf\xbd" : "");
+    json_decref(t);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("job");
+    TCase *t = tcase_create("job");
+    SRunner *r;
+    int failed;
+
+    tcase_set_timeout(t, 60);
+    tcase_add_checked_fixture(t, enter, leave);
+    tcase_add_test(t, every_picture_by_itself);
+    tcase_add_test(t, views_of_one_size_go_together);
+    tcase_add_test(t, windows_of_one_picture);
+    tcase_add_test(t, raw_is_what_the_network_gave);
+    tcase_add_loop_test(t, a_view_that_the_network_refuses, 1, 5);
+    tcase_add_loop_test(t, one_window_fails_its_picture, 1, 8);
+    tcase_add_test(t, failures_in_order);
+    tcase_add_loop_test(t, a_device_that_fails_ends_the_run, 1, 4);
+    tcase_add_test(t, settings_that_do_not_fit_end_the_run);
+    tcase_add_test(t, stop_finishes_what_has_begun);
+    tcase_add_test(t, nothing_left_to_do);
+    tcase_add_test(t, other_settings_are_refused);
+    tcase_add_loop_test(t, json_of_any_bytes, 0, 2);
+    suite_add_tcase(s, t);
+    r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}

@@ -1,0 +1,659 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_kernels.c - what test_ops.c does not reach of the CPU's own kernels:
+ * mixed element types, strides, sizes around the vector lengths, and that the
+ * number of threads does not change a bit. Buffers end where their data end,
+ * for the address sanitizer.
+ */
+#include <check.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cpu/kernels.h"
+
+#define N(a) (int)(sizeof(a) / sizeof *(a))
+
+/* Sum of squared errors over that of values. f32: a few roundings of 6e-8.
+ * bf16: results have 8 bits, an error of 2^-8 at most; so have the weights of
+ * attention on bf16, but there errors average out. */
+static double bound(enum mp_dtype t)
+{
+    return t == MP_F32 ? 1e-12 : 0x1p-16;
+}
+
+static uint64_t state = 1;
+
+static float uniform(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(state >> 40) * 0x1p-23f - 1;
+}
+
+static float from_bf16(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* n numbers of type t, and what they are. */
+struct data {
+    void *p;
+    double *x;
+    enum mp_dtype t;
+    int64_t n;
+};
+
+static void *room(enum mp_dtype t, int64_t n)
+{
+    void *p = malloc((size_t)n * mp_dtype_size(t));
+
+    ck_assert_ptr_nonnull(p);
+    return p;
+}
+
+static void read_back(struct data *d)
+{
+    for (int64_t i = 0; i < d->n; i++)
+        d->x[i] = d->t == MP_F32 ? ((float *)d->p)[i]
+                                 : from_bf16(((uint16_t *)d->p)[i]);
+}
+
+static struct data data(enum mp_dtype t, int64_t n, float scale, float offset)
+{
+    struct data d = {room(t, n), room(MP_F64, n), t, n};
+
+    for (int64_t i = 0; i < n; i++) {
+        float x = scale * uniform() + offset;
+        uint32_t u;
+
+        memcpy(&u, &x, sizeof u);
+        if (t == MP_F32)
+            ((float *)d.p)[i] = x;
+        else
+            ((uint16_t *)d.p)[i] = (uint16_t)(u >> 16);
+    }
+    read_back(&d);
+    return d;
+}
+
+static struct k_in in(struct data d)
+{
+    return (struct k_in){d.p, d.t};
+}
+
+static struct k_out out(struct data d)
+{
+    return (struct k_out){d.p, d.t};
+}
+
+static void drop(struct data d)
+{
+    free(d.p);
+    free(d.x);
+}
+
+static void near(struct data *got, const double *want, enum mp_dtype inside,
+                 const char *what)
+{
+    double error = 0, norm = 0;
+
+    read_back(got);
+    for (int64_t i = 0; i < got->n; i++) {
+        error += (got->x[i] - want[i]) * (got->x[i] - want[i]);
+        norm += want[i] * want[i];
+    }
+    ck_assert_msg(error <= fmax(bound(got->t), bound(inside)) * norm,
+                  "%s: error %g of %g", what, error, norm);
+}
+
+static double activate(double x, int act)
+{
+    switch (act) {
+    case MP_RELU:
+        return x > 0 ? x : 0;
+    case MP_SILU:
+        return x / (1 + exp(-x));
+    case MP_GELU:
+        return x * erfc(-x / sqrt(2)) / 2;
+    case MP_SIGMOID:
+        return 1 / (1 + exp(-x));
+    default:
+        return x;
+    }
+}
+
+static const enum mp_dtype types[][3] = {{MP_F32, MP_F32, MP_F32},
+                                         {MP_BF16, MP_BF16, MP_BF16},
+                                         {MP_BF16, MP_BF16, MP_F32},
+                                         {MP_BF16, MP_F32, MP_BF16},
+                                         {MP_F32, MP_BF16, MP_F32}};
+
+/* ---- attention ---- */
+
+static const struct {
+    int64_t n, t, s, heads, d;
+    int shared, gap; /* keys for all pictures; elements between rows */
+    float scale;
+} cases[] = {
+    {1, 64, 64, 2, 40, 0, 0, 0.3f},   {1, 65, 50, 8, 40, 0, 0, 0.3f},
+    {2, 100, 150, 2, 80, 1, 0, 1},    {1, 1, 1, 1, 1, 0, 0, 1},
+    {3, 5, 3, 2, 4, 0, 8, 1},         {2, 17, 129, 3, 8, 1, 24, -1},
+    {2, 33, 65, 1, 7, 0, 2, 2},       {1, 70, 200, 1, 160, 0, 160, 0.1f},
+    {1, 20, 67, 1, 512, 0, 0, 0.05f}, {1, 128, 640, 1, 16, 0, 0, 3},
+    {1, 15, 16, 4, 33, 0, 0, 0.2f},
+};
+
+static void attention_row(double *y, const double *q, const double *k,
+                          const double *v, int64_t row, int64_t s, int64_t d,
+                          double scale)
+{
+    double *p = room(MP_F64, s), most = -INFINITY, sum = 0;
+
+    for (int64_t i = 0; i < s; i++) {
+        p[i] = 0;
+        for (int64_t e = 0; e < d; e++)
+            p[i] += q[e] * k[i * row + e] * scale;
+        most = p[i] > most ? p[i] : most;
+    }
+    for (int64_t i = 0; i < s; i++)
+        sum += p[i] = exp(p[i] - most);
+    for (int64_t e = 0; e < d; e++) {
+        y[e] = 0;
+        for (int64_t i = 0; i < s; i++)
+            y[e] += p[i] / sum * v[i * row + e];
+    }
+    free(p);
+}
+
+static void attention_want(const struct k_attention *a, double *want,
+                           const double *q, const double *k, const double *v)
+{
+    for (int64_t i = 0; i < a->n * a->t * a->heads; i++) {
+        int64_t h = i % a->heads * a->d, r = i / a->heads % a->t;
+        int64_t n = i / a->heads / a->t;
+
+        attention_row(want + i * a->d, q + n * a->q.batch + r * a->q.row + h,
+                      k + n * a->k.batch + h, v + n * a->v.batch + h, a->k.row,
+                      a->s, a->d, a->scale);
+    }
+}
+
+static void run_attention(const struct k_attention *a, void *y, const void *q,
+                          const void *k, const void *v, int threads)
+{
+    size_t size = k_attention_scratch(a, threads);
+    void *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
+
+    ck_assert_ptr_nonnull(scratch);
+    omp_set_num_threads(threads);
+    k_attention(a, y, q, k, v, scratch);
+    free(scratch);
+}
+
+START_TEST(test_attention)
+{
+    enum mp_dtype qt = types[_i % 5][0], kvt = types[_i % 5][1];
+    enum mp_dtype yt = types[_i % 5][2];
+    int64_t n = cases[_i / 5].n, t = cases[_i / 5].t, s = cases[_i / 5].s;
+    int64_t c = cases[_i / 5].heads * cases[_i / 5].d;
+    int64_t row = c + cases[_i / 5].gap;
+    int64_t kn = cases[_i / 5].shared ? 1 : n;
+    struct k_attention a = {n,
+                            t,
+                            s,
+                            cases[_i / 5].heads,
+                            c / cases[_i / 5].heads,
+                            cases[_i / 5].scale,
+                            qt,
+                            kvt,
+                            yt,
+                            {t * row, row},
+                            {0},
+                            {0},
+                            {t * c, c}};
+    struct data q = data(qt, (n * t - 1) * row + c, 1, 0);
+    struct data k = data(kvt, (kn * s - 1) * row + c, 1, 0);
+    struct data v = data(kvt, (kn * s - 1) * row + c, 1, 0.1f);
+    struct data y = data(yt, n * t * c, 1, 0), z = data(yt, n * t * c, 1, 0);
+    double *want = room(MP_F64, n * t * c);
+
+    a.k = a.v = (struct k_rows){kn == 1 ? 0 : s * row, row};
+    attention_want(&a, want, q.x, k.x, v.x);
+    run_attention(&a, y.p, q.p, k.p, v.p, 2);
+    near(&y, want, qt == kvt ? qt : MP_F32, "attention");
+    run_attention(&a, z.p, q.p, k.p, v.p, 1);
+    ck_assert_int_eq(memcmp(y.p, z.p, (size_t)y.n * mp_dtype_size(y.t)), 0);
+    free(want);
+    drop(q);
+    drop(k);
+    drop(v);
+    drop(y);
+    drop(z);
+}
+END_TEST
+
+/* ---- norms ---- */
+
+static const struct {
+    int64_t n, hw, c, groups;
+    float offset;
+} maps[] = {{1, 1, 4, 4, 0},    {2, 7, 6, 3, 0},      {1, 4096, 32, 32, 1},
+            {2, 300, 40, 4, 0}, {1, 65, 2560, 32, 3}, {1, 77, 320, 32, 100},
+            {1, 33, 1, 1, -1},  {1, 9, 1030, 1, 0}};
+
+static void normalise(double *y, struct data x, struct data w, struct data b,
+                      int64_t hw, int64_t c, int64_t groups, float eps, int act)
+{
+    int64_t each = c / groups, rows = x.n / c;
+
+    for (int64_t i = 0; i < rows / hw * groups; i++) {
+        const double *p = x.x + i / groups * hw * c + i % groups * each;
+        double *z = y + (p - x.x), mean = 0, var = 0;
+        int64_t n = hw * each;
+
+        for (int64_t k = 0; k < n; k++)
+            mean += p[k / each * c + k % each] / (double)n;
+        for (int64_t k = 0; k < n; k++)
+            var += pow(p[k / each * c + k % each] - mean, 2) / (double)n;
+        for (int64_t k = 0; k < n; k++) {
+            int64_t at = k / each * c + k % each, j = i % groups * each;
+
+            j += k % each;
+            z[at] = activate((p[at] - mean) / sqrt(var + eps) * w.x[j] + b.x[j],
+                             act);
+        }
+    }
+}
+
+START_TEST(test_norm)
+{
+    int64_t n = maps[_i / 5].n, hw = maps[_i / 5].hw, c = maps[_i / 5].c;
+    int64_t groups = maps[_i / 5].groups;
+    float offset = maps[_i / 5].offset;
+    struct data x = data(types[_i % 5][0], n * hw * c, 1, offset);
+    struct data w = data(types[_i % 5][1], c, 1, 1);
+    struct data b = data(types[_i % 5][1], c, 1, 0);
+    struct data y = data(types[_i % 5][2], x.n, 1, 0);
+    struct data z = data(types[_i % 5][2], x.n, 1, 0);
+    double *want = room(MP_F64, x.n);
+    size_t size = k_group_norm_scratch(n, hw, c, groups);
+    void *scratch = malloc(size + k_layer_norm_scratch(c));
+
+    omp_set_num_threads(1);
+    normalise(want, x, w, b, hw, c, groups, 1e-5f, MP_SILU);
+    k_group_norm(out(y), in(x), in(w), in(b), n, hw, c, groups, 1e-5f, MP_SILU,
+                 scratch);
+    near(&y, want, MP_F32, "group norm");
+    omp_set_num_threads(3);
+    k_group_norm(out(z), in(x), in(w), in(b), n, hw, c, groups, 1e-5f, MP_SILU,
+                 scratch);
+    ck_assert_int_eq(memcmp(y.p, z.p, (size_t)y.n * mp_dtype_size(y.t)), 0);
+    normalise(want, x, w, b, 1, c, 1, 1e-5f, MP_RELU);
+    k_layer_norm(out(y), in(x), in(w), in(b), n * hw, c, 1e-5f, MP_RELU,
+                 scratch);
+    near(&y, want, MP_F32, "layer norm");
+    free(scratch);
+    free(want);
+    drop(x);
+    drop(w);
+    drop(b);
+    drop(y);
+    drop(z);
+}
+END_TEST
+
+START_TEST(test_batch_norm)
+{
+    int64_t c = maps[_i / 5].c, rows = maps[_i / 5].n * maps[_i / 5].hw;
+    enum mp_dtype t = types[_i % 5][1];
+    struct data x = data(types[_i % 5][0], rows * c, 1, 0);
+    struct data w = data(t, c, 1, 1), b = data(t, c, 1, 0);
+    struct data mean = data(t, c, 1, 0), var = data(t, c, 0.5f, 1);
+    struct data y = data(types[_i % 5][2], x.n, 1, 0);
+    double *want = room(MP_F64, x.n);
+    void *scratch = malloc(k_batch_norm_scratch(c));
+
+    for (int64_t i = 0; i < x.n; i++)
+        want[i] = activate((x.x[i] - mean.x[i % c]) /
+                                   sqrt(var.x[i % c] + 1e-5f) * w.x[i % c] +
+                               b.x[i % c],
+                           MP_RELU);
+    k_batch_norm(out(y), in(x), in(w), in(b), in(mean), in(var), rows, c, 1e-5f,
+                 MP_RELU, scratch);
+    near(&y, want, MP_F32, "batch norm");
+    free(scratch);
+    free(want);
+    drop(x);
+    drop(w);
+    drop(b);
+    drop(mean);
+    drop(var);
+    drop(y);
+}
+END_TEST
+
+/* ---- pointwise ---- */
+
+START_TEST(test_act)
+{
+    static const int acts[] = {MP_ACT_NONE, MP_RELU, MP_SILU, MP_GELU,
+                               MP_SIGMOID};
+
+    for (int k = 0; k < N(acts); k++) {
+        struct data x = data(types[_i][0], 5001, 12, 0);
+        struct data y = data(types[_i][2], 5001, 1, 0);
+        double *want = room(MP_F64, x.n);
+
+        for (int64_t i = 0; i < x.n; i++)
+            want[i] = activate(x.x[i], acts[k]);
+        k_act(out(y), in(x), x.n, acts[k]);
+        near(&y, want, MP_F32, "act");
+        free(want);
+        drop(x);
+        drop(y);
+    }
+}
+END_TEST
+
+START_TEST(test_act_extremes)
+{
+    static const float x[] = {0,     -0.0f, 1e-30f, -100,  100,
+                              -1000, 1000,  1e30f,  -1e30f};
+    float y[N(x)];
+
+    for (int act = MP_RELU; act <= MP_SIGMOID; act++) {
+        k_act((struct k_out){y, MP_F32}, (struct k_in){x, MP_F32}, N(x), act);
+        for (int i = 0; i < N(x); i++) {
+            double want = activate(x[i], act);
+
+            ck_assert_msg(fabs(y[i] - want) <= 1e-6 * fabs(want) + 1e-30,
+                          "act %d of %g: %g, not %g", act, (double)x[i],
+                          (double)y[i], want);
+        }
+    }
+}
+END_TEST
+
+START_TEST(test_geglu)
+{
+    static const int64_t shapes[][2] = {{1, 1}, {3, 17}, {5, 1030}, {7, 1280}};
+
+    for (int k = 0; k < N(shapes); k++) {
+        int64_t c = shapes[k][1];
+        struct data x = data(types[_i][0], shapes[k][0] * 2 * c, 3, 0);
+        struct data y = data(types[_i][2], shapes[k][0] * c, 1, 0);
+        double *want = room(MP_F64, y.n);
+
+        for (int64_t i = 0; i < y.n; i++)
+            want[i] = x.x[i / c * 2 * c + i % c] *
+                      activate(x.x[(i / c * 2 + 1) * c + i % c], MP_GELU);
+        k_geglu(out(y), in(x), shapes[k][0], c);
+        near(&y, want, MP_F32, "geglu");
+        free(want);
+        drop(x);
+        drop(y);
+    }
+}
+END_TEST
+
+static const struct {
+    int an, bn;
+    int64_t a[4], b[4];
+} pairs[] = {
+    {4, 4, {2, 3, 5, 7}, {2, 3, 5, 7}},
+    {4, 1, {2, 3, 5, 7}, {7}},
+    {4, 1, {2, 3, 5, 7}, {1}},
+    {4, 4, {2, 3, 5, 7}, {2, 1, 1, 7}},
+    {4, 4, {2, 3, 5, 7}, {1, 3, 1, 7}},
+    {4, 3, {2, 3, 5, 7}, {3, 5, 1}},
+    {4, 4, {2, 3, 5, 7}, {2, 1, 5, 1}},
+    {3, 3, {1, 4000, 2}, {1, 4000, 2}},
+    {2, 2, {3, 3000}, {3, 1}},
+    {1, 1, {1}, {1}},
+    {4, 4, {2, 1, 5, 2000}, {1, 1, 5, 2000}},
+};
+
+static int64_t count(int n, const int64_t *dim)
+{
+    return n ? dim[0] * count(n - 1, dim + 1) : 1;
+}
+
+START_TEST(test_binary)
+{
+    int an = pairs[_i / 5].an, bn = pairs[_i / 5].bn;
+    const int64_t *ad = pairs[_i / 5].a, *bd = pairs[_i / 5].b;
+    struct data a = data(types[_i % 5][0], count(an, ad), 1, 0);
+    struct data b = data(types[_i % 5][1], count(bn, bd), 1, 0);
+    struct data y = data(types[_i % 5][2], a.n, 1, 0);
+    double *sum = room(MP_F64, a.n), *product = room(MP_F64, a.n);
+
+    for (int64_t i = 0; i < a.n; i++) {
+        int64_t rest = i, at = 0, step = 1;
+
+        for (int k = 0; k < bn; k++) {
+            int64_t d = ad[an - 1 - k], e = bd[bn - 1 - k];
+
+            at += (e == 1 ? 0 : rest % d) * step;
+            step *= e;
+            rest /= d;
+        }
+        sum[i] = activate(a.x[i] + b.x[at], MP_RELU);
+        product[i] = a.x[i] * b.x[at];
+    }
+    k_add(out(y), in(a), in(b), an, ad, bn, bd, MP_RELU);
+    near(&y, sum, MP_F32, "add");
+    k_mul(out(y), in(a), in(b), an, ad, bn, bd, MP_ACT_NONE);
+    near(&y, product, MP_F32, "mul");
+    free(sum);
+    free(product);
+    drop(a);
+    drop(b);
+    drop(y);
+}
+END_TEST
+
+/* All of bf16 there and back; f32 to the nearest, ties to even. */
+START_TEST(test_convert)
+{
+    static const uint32_t f[][2] = {
+        {0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81},
+        {0x3f807fff, 0x3f80}, {0x7f7fffff, 0x7f80}, {0xff800000, 0xff80},
+        {0x7f800001, 0x7fc0}, {0x00000001, 0x0000}, {0x00008001, 0x0001}};
+    uint16_t *h = room(MP_BF16, 65536), *back = room(MP_BF16, 65536), one;
+    float *x = room(MP_F32, 65536);
+    uint8_t u8[256];
+
+    for (int i = 0; i < 65536; i++)
+        h[i] = (uint16_t)i;
+    k_copy((struct k_out){x, MP_F32}, 256, (struct k_in){h, MP_BF16}, 256, 256,
+           256);
+    k_copy((struct k_out){back, MP_BF16}, 256, (struct k_in){x, MP_F32}, 256,
+           256, 256);
+    for (int i = 0; i < 65536; i++) /* a NaN becomes a quiet one */
+        ck_assert_int_eq(back[i], isnan(x[i]) ? h[i] | 0x40 : h[i]);
+    for (int i = 0; i < N(f); i++) {
+        k_copy((struct k_out){&one, MP_BF16}, 1,
+               (struct k_in){&f[i][0], MP_F32}, 1, 1, 1);
+        ck_assert_msg(one == f[i][1], "%x: %x", f[i][0], one);
+    }
+    for (int i = 0; i < 256; i++)
+        u8[i] = (uint8_t)i;
+    k_copy((struct k_out){x, MP_F32}, 16, (struct k_in){u8, MP_U8}, 16, 16, 16);
+    for (int i = 0; i < 256; i++)
+        ck_assert(x[i] == (float)i);
+    free(h);
+    free(back);
+    free(x);
+}
+END_TEST
+
+/* ---- spatial ---- */
+
+static const struct {
+    int64_t n, h, w, c, yh, yw;
+} sizes[] = {{1, 1, 1, 1, 3, 5},     {2, 5, 7, 3, 10, 14},
+             {1, 8, 6, 40, 3, 4},    {1, 4, 4, 1030, 7, 5},
+             {1, 20, 31, 1, 41, 77}, {3, 6, 6, 17, 6, 6}};
+
+static double pixel(struct data x, int64_t k, const int64_t at[2], int64_t n,
+                    int64_t c)
+{
+    return x
+        .x[((n * sizes[k].h + at[0]) * sizes[k].w + at[1]) * sizes[k].c + c];
+}
+
+static double bilinear(struct data x, int64_t k, const int64_t o[2], int64_t n,
+                       int64_t c)
+{
+    const int64_t from[2] = {sizes[k].h, sizes[k].w};
+    const int64_t to[2] = {sizes[k].yh, sizes[k].yw};
+    int64_t lo[2], hi[2];
+    double f[2], sum = 0;
+
+    for (int i = 0; i < 2; i++) {
+        float at = ((float)o[i] + 0.5f) * ((float)from[i] / (float)to[i]);
+
+        at = at - 0.5f > 0 ? at - 0.5f : 0;
+        lo[i] = (int64_t)at;
+        hi[i] = lo[i] + 1 < from[i] ? lo[i] + 1 : lo[i];
+        f[i] = at - (float)lo[i];
+    }
+    for (int i = 0; i < 4; i++)
+        sum += (i & 1 ? f[1] : 1 - f[1]) * (i & 2 ? f[0] : 1 - f[0]) *
+               pixel(x, k,
+                     (int64_t[]){i & 2 ? hi[0] : lo[0], i & 1 ? hi[1] : lo[1]},
+                     n, c);
+    return sum;
+}
+
+static double pooled(struct data x, int64_t k, const int64_t o[2], int64_t n,
+                     int64_t c)
+{
+    int64_t h = sizes[k].h, w = sizes[k].w;
+    int64_t yh = sizes[k].yh, yw = sizes[k].yw;
+    int64_t a = o[0] * h / yh, b = ((o[0] + 1) * h + yh - 1) / yh;
+    int64_t l = o[1] * w / yw, r = ((o[1] + 1) * w + yw - 1) / yw;
+    double sum = 0;
+
+    for (int64_t i = a; i < b; i++)
+        for (int64_t j = l; j < r; j++)
+            sum += pixel(x, k, (int64_t[]){i, j}, n, c);
+    return sum / (double)((b - a) * (r - l));
+}
+
+START_TEST(test_spatial)
+{
+    int64_t k = _i / 5, n = sizes[k].n, h = sizes[k].h, w = sizes[k].w;
+    int64_t c = sizes[k].c, yh = sizes[k].yh, yw = sizes[k].yw;
+    struct data x = data(types[_i % 5][0], n * h * w * c, 1, 0.5f);
+    struct data y = data(types[_i % 5][2], n * yh * yw * c, 1, 0);
+    double *mix = room(MP_F64, y.n), *near_by = room(MP_F64, y.n);
+    double *mean = room(MP_F64, y.n);
+    void *scratch = malloc(k_resize_bilinear_scratch(w, c, yw, 2));
+
+    for (int64_t i = 0; i < y.n; i++) {
+        int64_t o[2] = {i / c / yw % yh, i / c % yw}, p = i / c / yw / yh;
+
+        mix[i] = bilinear(x, k, o, p, i % c);
+        mean[i] = pooled(x, k, o, p, i % c);
+        near_by[i] =
+            pixel(x, k, (int64_t[]){o[0] * h / yh, o[1] * w / yw}, p, i % c);
+    }
+    omp_set_num_threads(2);
+    k_resize_bilinear(out(y), in(x), n, h, w, c, yh, yw, scratch);
+    near(&y, mix, MP_F32, "bilinear");
+    k_resize_nearest(out(y), in(x), n, h, w, c, yh, yw);
+    near(&y, near_by, MP_F32, "nearest");
+    k_pool_avg(out(y), in(x), n, h, w, c, yh, yw);
+    near(&y, mean, MP_F32, "pool");
+    free(scratch);
+    free(mix);
+    free(near_by);
+    free(mean);
+    drop(x);
+    drop(y);
+}
+END_TEST
+
+START_TEST(test_pad)
+{
+    int64_t n = 2, h = 3, w = 5, c = 7, yh = 6, yw = 9, top = 2, left = 1;
+    struct data x = data(types[_i][0], n * h * w * c, 1, 0);
+    struct data y = data(types[_i][2], n * yh * yw * c, 1, 0);
+    double *want = calloc((size_t)y.n, sizeof *want);
+
+    for (int64_t i = 0; i < x.n; i++) {
+        int64_t row = i / c / w % h + top, col = i / c % w + left;
+
+        want[((i / c / w / h * yh + row) * yw + col) * c + i % c] = x.x[i];
+    }
+    k_pad(out(y), in(x), n, h, w, c, top, left, yh, yw);
+    near(&y, want, MP_F32, "pad");
+    free(want);
+    drop(x);
+    drop(y);
+}
+END_TEST
+
+static const int64_t rows[][2] = {
+    {1, 1}, {3, 2}, {17, 150}, {5, 1024}, {2, 5000}};
+
+START_TEST(test_last)
+{
+    int64_t n = rows[_i / 5][0], c = rows[_i / 5][1];
+    struct data x = data(types[_i % 5][0], n * c, 8, 0);
+    struct data y = data(types[_i % 5][2], n * c, 1, 0);
+    double *want = room(MP_F64, x.n);
+    int32_t *index = room(MP_I32, n);
+
+    k_argmax(index, in(x), n, c);
+    for (int64_t r = 0; r < n; r++) {
+        double sum = 0;
+        int64_t best = 0;
+
+        for (int64_t i = 0; i < c; i++) {
+            best = x.x[r * c + i] > x.x[r * c + best] ? i : best;
+            sum += exp(x.x[r * c + i]);
+        }
+        ck_assert_int_eq(index[r], best);
+        for (int64_t i = 0; i < c; i++)
+            want[r * c + i] = exp(x.x[r * c + i]) / sum;
+    }
+    k_softmax(out(y), in(x), n, c);
+    near(&y, want, MP_F32, "softmax");
+    free(want);
+    free(index);
+    drop(x);
+    drop(y);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("kernels");
+    TCase *t = tcase_create("kernels");
+    SRunner *r = srunner_create(s);
+    int failed;
+
+    tcase_set_timeout(t, 60);
+    tcase_add_loop_test(t, test_attention, 0, 5 * N(cases));
+    tcase_add_loop_test(t, test_norm, 0, 5 * N(maps));
+    tcase_add_loop_test(t, test_batch_norm, 0, 5 * N(maps));
+    tcase_add_loop_test(t, test_act, 0, 5);
+    tcase_add_test(t, test_act_extremes);
+    tcase_add_loop_test(t, test_geglu, 0, 5);
+    tcase_add_loop_test(t, test_binary, 0, 5 * N(pairs));
+    tcase_add_test(t, test_convert);
+    tcase_add_loop_test(t, test_spatial, 0, 5 * N(sizes));
+    tcase_add_loop_test(t, test_pad, 0, 5);
+    tcase_add_loop_test(t, test_last, 0, 5 * N(rows));
+    suite_add_tcase(s, t);
+    srunner_run_all(r, CK_ENV);
+    failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
