@@ -204,17 +204,23 @@ static int put_color(const struct conf *c, const struct mp_tensor *t,
     size_t n = (size_t)t->dim[0] * (size_t)t->dim[1];
     uint8_t *px = malloc(n);
     const float *depth = t->data;
+    char first[16], last[16];
+    struct mp_png_text text[] = {{"color_min", first}, {"color_max", last}};
     struct mp_png png = {.width = (int32_t)t->dim[1],
                          .height = (int32_t)t->dim[0],
                          .channels = 1,
                          .bits = 8,
                          .px = px,
                          .palette = mp_colormap_rainbow()[0],
-                         .ncolor = 256};
+                         .ncolor = 256,
+                         .text = text,
+                         .ntext = 2};
     int rc;
 
     if (!px)
         return no_memory(err);
+    snprintf(first, sizeof first, "%g", c->color_min);
+    snprintf(last, sizeof last, "%g", color_end(c));
     for (size_t i = 0; i < n; i++)
         px[i] = (uint8_t)trunc_to((depth[i] - from) / span * 255, 255);
     rc = mp_sink_png(sink, "color", &png, err);
