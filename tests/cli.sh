@@ -151,7 +151,7 @@ ln -s ../sub in/sub/loop
 seg 0 -r -o output.formats=labels in links
 has links/sub/c.labels.png
 has_not links/sub/loop
-rm in/sub/loop
+rm -f in/sub/loop
 mkdir inside
 cp "$data/one_pixel.png" inside/p.png
 seg 0 -r inside inside/out
@@ -163,7 +163,7 @@ cp in/a.jpg in/a.png
 seg 2 in clash
 says 'in/a.jpg and in/a.png'
 has_not clash
-rm in/a.png
+rm -f in/a.png
 seg 2 in in
 says 'both IN and OUT'
 seg 2 nowhere out2
@@ -194,7 +194,7 @@ in_json mixed/run.json '"failed": 2'
 # ---- resume ----
 
 cp -r one partly
-rm partly/p3.labels.png partly/p8.labels.png
+rm -f partly/p3.labels.png partly/p8.labels.png
 seg 0 -o output.formats=labels --resume many partly
 same one partly
 in_json partly/run.json '"skipped": 7'

@@ -10,6 +10,7 @@ unit_tests = \
 	%reldir%/test_image \
 	%reldir%/test_inputs \
 	%reldir%/test_job \
+	%reldir%/test_kernels \
 	%reldir%/test_net \
 	%reldir%/test_ops \
 	%reldir%/test_resize \
@@ -19,6 +20,12 @@ shell_tests = \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/options.sh
+
+# Kernels are no part of the library's interface: compiled in.
+%canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \
+	core/cpu/attention.c core/cpu/norm.c core/cpu/pointwise.c \
+	core/cpu/spatial.c core/cpu/kernels.h core/cpu/simd.h
+%canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
 noinst_LTLIBRARIES = %reldir%/libhelp.la
