@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "cpu/cpu.h"
+#include "graph_impl.h"
 
 int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err)
 {
@@ -31,7 +32,64 @@ int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err)
 struct shape {
     dnnl_dim_t n, h, w, c, oh, ow, k, r, s;
     struct mp_conv p;
-    int transposed, spread; /* spread: 2x2 stride 2, see above */
+    int transposed;
+};
+
+/* ---- ways to compute one: the first that fits ---- */
+
+struct cpu_way {
+    int (*fits)(const struct shape *q, int constants);
+    void (*rewrite)(struct shape *q);
+    enum form weights, bias;
+    /* The result from what the primitive gives in its place: z to y, where k
+     * is the bytes of all channels of y; x is the input's shape. */
+    void (*finish)(char *y, const char *z, const int64_t *x, size_t k);
+};
+
+static int is_twos(const struct shape *q, int constants)
+{
+    return constants && q->transposed && q->r == 2 && q->s == 2 &&
+           q->p.stride == 2 && q->p.top == 0 && q->p.bottom == 0;
+}
+
+static void as_product(struct shape *q)
+{
+    q->transposed = 0;
+    q->p.stride = 1;
+    q->oh = q->h;
+    q->ow = q->w;
+    q->k *= 4;
+    q->r = q->s = 1;
+}
+
+/* z: N,H,W,(2,2,K) -> y: N,2H,2W,K */
+static void spread(char *y, const char *z, const int64_t *x, size_t k)
+{
+    int64_t n = x[0] * x[1], w = x[2];
+
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < w; j++)
+            for (int r = 0; r < 2; r++)
+                memcpy(y + (size_t)((2 * i + r) * 2 * w + 2 * j) * k,
+                       z + (size_t)((i * w + j) * 4 + 2 * r) * k, 2 * k);
+}
+
+static int is_any(const struct shape *q, int constants)
+{
+    (void)q;
+    (void)constants;
+    return 1;
+}
+
+static void as_given(struct shape *q)
+{
+    (void)q;
+}
+
+static const struct cpu_way ways[] = {
+    {is_twos, as_product, SPREAD_WEIGHTS, SPREAD_BIAS, spread},
+    {is_any, as_given, AS_GIVEN, AS_GIVEN, NULL},
 };
 
 static dnnl_data_type_t type_of(enum mp_dtype t)
@@ -62,20 +120,29 @@ static void shape_of(struct shape *q, const struct mp_step *s,
         q->h = q->oh = x->ndim == 3 ? x->dim[1] : 1;
         q->w = q->ow = 1;
     }
-    q->spread = q->transposed && q->r == 2 && q->s == 2 && q->p.stride == 2 &&
-                q->p.top == 0 && q->p.bottom == 0;
-    if (q->spread) {
-        q->oh = q->h;
-        q->ow = q->w;
-        q->k *= 4;
-        q->r = q->s = 1;
-    }
+}
+
+static int is_constant(const struct mp_step *s, const struct mp_value *v, int k)
+{
+    return s->in[k] == MP_NO_VALUE || v[s->in[k]].place == MP_CONSTANT;
+}
+
+static const struct cpu_way *choose(struct shape *q, const struct mp_step *s,
+                                    const struct mp_value *v)
+{
+    int constants = is_constant(s, v, 1) && is_constant(s, v, 2);
+    const struct cpu_way *way = ways;
+
+    while (!way->fits(q, constants))
+        way++;
+    way->rewrite(q);
     if (q->r == 1 && q->s == 1 && q->p.stride == 1 && !q->p.top && !q->p.left &&
         !q->p.bottom && !q->p.right) {
         q->h *= q->w; /* all positions in one dimension */
         q->oh = q->h;
         q->w = q->ow = 1;
     }
+    return way;
 }
 
 static const struct {
@@ -116,10 +183,9 @@ static dnnl_status_t plain_desc(dn_own_desc *d, const struct shape *q,
                                 enum mp_dtype type)
 {
     const dnnl_dims_t dim = {q->k, q->c, q->r, q->s};
-    int swapped = q->transposed && !q->spread;
 
     return dn_desc_new(d, 4, dim, type_of(type),
-                       swapped ? dnnl_iohw : dnnl_oihw);
+                       q->transposed ? dnnl_iohw : dnnl_oihw);
 }
 
 struct descs {
@@ -128,7 +194,8 @@ struct descs {
 };
 
 static dnnl_status_t describe(struct descs *d, const struct shape *q,
-                              enum mp_dtype from, enum mp_dtype to)
+                              enum mp_dtype from, enum mp_dtype bias_type,
+                              enum mp_dtype to)
 {
     const dnnl_dims_t src = {q->n, q->c, q->h, q->w};
     const dnnl_dims_t weights = {q->k, q->c, q->r, q->s};
@@ -140,7 +207,7 @@ static dnnl_status_t describe(struct descs *d, const struct shape *q,
         st = dn_desc_new(&d->weights, 4, weights, type_of(from),
                          dnnl_format_tag_any);
     if (st == dnnl_success)
-        st = dn_desc_new(&d->bias, 1, bias, dnnl_f32, dnnl_a);
+        st = dn_desc_new(&d->bias, 1, bias, type_of(bias_type), dnnl_a);
     if (st == dnnl_success)
         st = dn_desc_new(&d->dst, 4, dst, type_of(to), dnnl_nhwc);
     return st;
@@ -156,12 +223,13 @@ static void descs_free(struct descs *d)
 
 /* oneDNN's direct convolutions add up a result in one f32 chain; its GEMM adds
  * partial sums, with half the rounding error. In small convolutions, where
- * time does not matter, take that. */
-#define SMALL_CONV ((dnnl_dim_t)200 << 20) /* multiply-adds */
+ * time does not matter, take that. The size of the batch has no say in it: it
+ * must not change results. */
+#define SMALL_CONV ((dnnl_dim_t)200 << 20) /* multiply-adds of a picture */
 
 static const char *wanted(const struct shape *q, int exact)
 {
-    dnnl_dim_t products = q->n * q->oh * q->ow * q->k * q->c * q->r * q->s;
+    dnnl_dim_t products = q->oh * q->ow * q->k * q->c * q->r * q->s;
 
     return exact && q->r > 1 && !q->transposed && products < SMALL_CONV ? "gemm"
                                                                         : NULL;
@@ -174,7 +242,7 @@ static dnnl_status_t primitive_desc(dnnl_primitive_desc_t *pd,
                                     int residual, int act)
 {
     struct dn_conv c = {
-        .transposed = q->transposed && !q->spread,
+        .transposed = q->transposed,
         .src = dn_borrow(&d->src),
         .weights = dn_borrow(&d->weights),
         .bias = bias ? dn_borrow(&d->bias) : NULL,
@@ -186,8 +254,6 @@ static dnnl_status_t primitive_desc(dnnl_primitive_desc_t *pd,
     dnnl_primitive_attr_t attr = NULL;
     dnnl_status_t st = attributes(&attr, residual, act);
 
-    if (q->spread)
-        c.stride[0] = c.stride[1] = 1;
     if (c.transposed) { /* bottom is the output padding there */
         c.pad_l[1] = q->p.top;
         c.pad_r[0] = c.pad_r[1] = q->p.top - q->p.bottom;
@@ -236,12 +302,8 @@ static int take_weights(struct cpu_step *c, struct mp_plan *plan,
     int rc = cpu_status(plain_desc(&plain, q, w->dtype), "weights", err);
 
     if (!rc && w->place == MP_CONSTANT)
-        rc = cpu_pack(&c->constant[1], plan, p, s->in[1],
-                      q->spread ? SPREAD_WEIGHTS : AS_GIVEN, want,
+        rc = cpu_pack(&c->constant[1], plan, p, s->in[1], c->way->weights, want,
                       dn_borrow(&plain), err);
-    else if (!rc && q->spread)
-        rc = mp_fail(err, MP_ENOTSUP,
-                     "deconv2d: 2x2 weights that are no constant");
     else if (!rc)
         rc = variable_weights(c, plan, dn_borrow(&plain), want, err);
     dn_desc_free(&plain);
@@ -254,22 +316,31 @@ static int take_weights(struct cpu_step *c, struct mp_plan *plan,
 
 static int take_bias(struct cpu_step *c, struct mp_plan *plan,
                      const struct mp_program *p, const struct mp_step *s,
-                     const struct shape *q, dn_desc desc, struct mp_error *err)
+                     dn_desc desc, struct mp_error *err)
 {
     const struct mp_value *b = &p->value[s->in[2]];
     int rc = 0;
 
-    if (b->place != MP_CONSTANT && (b->dtype != MP_F32 || q->spread))
-        return mp_fail(err, MP_ENOTSUP,
-                       "conv2d: a bias that is neither constant nor f32");
     if (b->place == MP_CONSTANT)
-        rc = cpu_pack(&c->constant[2], plan, p, s->in[2],
-                      q->spread ? SPREAD_BIAS : AS_GIVEN, NULL, NULL, err);
+        rc = cpu_pack(&c->constant[2], plan, p, s->in[2], c->way->bias, NULL,
+                      NULL, err);
     if (!rc)
         rc = cpu_status(memory(&c->bias, desc, plan,
                                c->constant[2] ? c->constant[2]->data : NULL),
                         "bias", err);
     return rc;
+}
+
+/* From the primitive's own description, which lives as long as it does. */
+static dnnl_status_t name_of(const char **name, const_dnnl_primitive_t prim)
+{
+    const_dnnl_primitive_desc_t pd;
+    dnnl_status_t st = dnnl_primitive_get_primitive_desc(prim, &pd);
+
+    if (st == dnnl_success)
+        st = dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0,
+                                       (void *)name);
+    return st;
 }
 
 static int create(struct cpu_step *c, struct mp_plan *plan,
@@ -279,31 +350,29 @@ static int create(struct cpu_step *c, struct mp_plan *plan,
 {
     const struct mp_value *y = &p->value[s->out];
     dn_desc pad = dn_query(pd, dnnl_query_scratchpad_md);
-    const char *info = "onednn";
     dnnl_status_t st = dnnl_primitive_create(&c->prim, pd);
     int rc;
 
-    dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &info);
-    c->name = info;
+    if (st == dnnl_success)
+        st = name_of(&c->name, c->prim);
     if (st == dnnl_success)
         st = memory(&c->src, dn_borrow(&d->src), plan, NULL);
     if (st == dnnl_success)
         st = memory(&c->dst, dn_borrow(&d->dst), plan, NULL);
     if (st == dnnl_success)
         st = memory(&c->pad, pad, plan, NULL);
-    rc = cpu_status(st, "conv2d", err);
+    rc = cpu_status(st, "primitive", err);
     c->scratch = (dnnl_memory_desc_get_size(pad) + 63) / 64 * 64;
     if (!rc)
         rc = take_weights(c, plan, p, s, q, dn_query(pd, dnnl_query_weights_md),
                           err);
     if (!rc && s->in[2] != MP_NO_VALUE)
-        rc = take_bias(c, plan, p, s, q, dn_borrow(&d->bias), err);
-    c->spread = q->spread;
+        rc = take_bias(c, plan, p, s, dn_borrow(&d->bias), err);
     if (c->narrow) {
         c->narrow_at = c->scratch;
         c->scratch += (p->value[s->in[0]].count * 2 + 63) / 64 * 64;
     }
-    if (c->spread || c->add_after) {
+    if (c->way->finish || c->add_after) {
         c->result_at = c->scratch;
         c->scratch += y->count * mp_dtype_size(y->dtype);
     }
@@ -329,46 +398,75 @@ static int take_constants(struct cpu_step *c, struct mp_plan *plan,
     return rc;
 }
 
+/* oneDNN 2.6 is wrong, or crashes, where a window lies in the padding alone. */
+static int padded_out(const struct shape *q)
+{
+    const struct mp_conv *p = &q->p;
+
+    return !q->transposed && (p->top >= q->r || p->bottom >= q->r ||
+                              p->left >= q->s || p->right >= q->s);
+}
+
+/* The description of the primitive, and what it leaves to do. */
+static dnnl_status_t design(dnnl_primitive_desc_t *pd, struct descs *d,
+                            struct cpu_step *c, const struct mp_plan *plan,
+                            const struct mp_step *s, const struct shape *q)
+{
+    const struct mp_value *v = plan->value, *x = &v[s->in[0]], *y = &v[s->out];
+    enum mp_dtype from = y->dtype == MP_BF16 ? MP_BF16 : x->dtype;
+    dnnl_status_t st;
+
+    c->narrow = from != x->dtype;
+    d->exact = from == MP_F32 && y->dtype == MP_F32;
+    st = describe(d, q, from, has(s, 2) ? v[s->in[2]].dtype : MP_F32, y->dtype);
+    if (st == dnnl_success)
+        st = primitive_desc(pd, plan, q, d, has(s, 2), has(s, 3), s->attr.act);
+    if (st == dnnl_unimplemented && has(s, 3)) {
+        /* bf16 to f32: oneDNN sums into its own type only */
+        c->add_after = 1;
+        st = primitive_desc(pd, plan, q, d, has(s, 2), 0, MP_ACT_NONE);
+    }
+    c->copy_residual = has(s, 3) && !c->add_after &&
+                       (c->constant[3] || v[s->in[3]].offset != y->offset);
+    return st;
+}
+
+static int refuse(const struct mp_step *s, const struct mp_value *v,
+                  struct mp_error *err)
+{
+    const struct mp_value *x = &v[s->in[0]], *w = &v[s->in[1]];
+    char a[64], b[64];
+
+    return mp_fail_in(err, "cpu: %s of %s %s by %s", mp_op_table[s->op].name,
+                      mp_shape_text(a, x->ndim, x->dim),
+                      mp_dtype_name(x->dtype),
+                      mp_shape_text(b, w->ndim, w->dim));
+}
+
 int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                      struct mp_error *err)
 {
     const struct mp_step *s = &p->step[i];
-    const struct mp_value *x = &p->value[s->in[0]], *y = &p->value[s->out];
     struct cpu_step *c = &plan->cpu[i];
     dnnl_primitive_desc_t pd = NULL;
     struct descs d = {0};
     struct shape q;
-    enum mp_dtype from;
-    dnnl_status_t st;
     int rc = take_constants(c, plan, p, s, err);
 
-    if (s->attr.act >= (int)(sizeof act_table / sizeof *act_table))
-        rc = mp_fail(err, MP_ENOTSUP, "conv2d: activation %d", s->attr.act);
-    if (rc)
-        return rc;
     shape_of(&q, s, p->value);
-    from = y->dtype == MP_BF16 ? MP_BF16 : x->dtype;
-    c->narrow = from != x->dtype;
-    d.exact = from == MP_F32 && y->dtype == MP_F32;
-    st = describe(&d, &q, from, y->dtype);
-    if (st == dnnl_success)
-        st = primitive_desc(&pd, plan, &q, &d, has(s, 2), has(s, 3),
-                            s->attr.act);
-    if (st == dnnl_unimplemented && has(s, 3)) {
-        /* bf16 to f32: oneDNN sums into its own type only */
-        c->add_after = 1;
-        st = primitive_desc(&pd, plan, &q, &d, has(s, 2), 0, MP_ACT_NONE);
-    }
-    c->copy_residual =
-        has(s, 3) && !c->add_after &&
-        (c->constant[3] || p->value[s->in[3]].offset != y->offset);
-    rc = cpu_status(st, "conv2d", err);
+    c->way = choose(&q, s, p->value);
+    if (!rc && s->attr.act >= (int)(sizeof act_table / sizeof *act_table))
+        rc = mp_fail(err, MP_ENOTSUP, "activation %d", s->attr.act);
+    if (!rc && padded_out(&q))
+        rc = mp_fail(err, MP_ENOTSUP, "padding as wide as the kernel");
+    if (!rc)
+        rc = cpu_status(design(&pd, &d, c, plan, s, &q), "primitive", err);
     if (!rc)
         rc = create(c, plan, p, s, &q, &d, pd, err);
     if (pd)
         dnnl_primitive_desc_destroy(pd);
     descs_free(&d);
-    return rc;
+    return rc ? refuse(s, p->value, err) : 0;
 }
 
 void cpu_conv_free(struct cpu_step *c)
@@ -383,19 +481,6 @@ void cpu_conv_free(struct cpu_step *c)
         dnnl_primitive_destroy(c->prim);
     if (c->unpack)
         dnnl_primitive_destroy(c->unpack);
-}
-
-/* z: N,H,W,(2,2,K) -> y: N,2H,2W,K; K of bytes each */
-static void spread(char *y, const char *z, const int64_t *dim, size_t k)
-{
-    int64_t n = dim[0] * dim[1], w = dim[2];
-
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < w; j++)
-            for (int r = 0; r < 2; r++)
-                memcpy(y + (size_t)((2 * i + r) * 2 * w + 2 * j) * k,
-                       z + (size_t)((i * w + j) * 4 + 2 * r) * k, 2 * k);
 }
 
 /* Where input k lies: with the constants or in the arena. */
@@ -432,49 +517,62 @@ static void *source(const struct mp_plan *plan, size_t i, const char *arena)
     return narrow;
 }
 
-static void execute(const struct mp_plan *plan, dnnl_primitive_t prim, int n,
-                    const dnnl_exec_arg_t *arg)
+static dnnl_status_t execute(const struct mp_plan *plan, dnnl_primitive_t prim,
+                             int n, const dnnl_exec_arg_t *arg)
 {
-    dnnl_primitive_execute(prim, plan->device->stream, n, arg);
-    dnnl_stream_wait(plan->device->stream);
+    dnnl_status_t st =
+        dnnl_primitive_execute(prim, plan->device->stream, n, arg);
+
+    return st == dnnl_success ? dnnl_stream_wait(plan->device->stream) : st;
 }
 
-void cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena)
+static dnnl_status_t unpack(const struct mp_plan *plan, size_t i,
+                            const char *arena)
+{
+    const struct cpu_step *c = &plan->cpu[i];
+    const dnnl_exec_arg_t arg[2] = {{DNNL_ARG_FROM, c->plain},
+                                    {DNNL_ARG_TO, c->weights}};
+
+    dnnl_memory_set_data_handle(c->plain, (void *)input(plan, i, 1, arena));
+    dnnl_memory_set_data_handle(c->weights,
+                                (char *)plan->scratch + c->weights_at);
+    return execute(plan, c->unpack, 2, arg);
+}
+
+int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
+                 struct mp_error *err)
 {
     const struct mp_step *s = &plan->step[i];
     const struct cpu_step *c = &plan->cpu[i];
     const struct mp_value *y = &plan->value[s->out];
     char *scratch = plan->scratch, *out = arena + y->offset;
+    char *result =
+        c->way->finish || c->add_after ? scratch + c->result_at : out;
     int64_t n = (int64_t)y->count;
     dnnl_exec_arg_t arg[5] = {{DNNL_ARG_SRC, c->src},
                               {DNNL_ARG_WEIGHTS, c->weights},
                               {DNNL_ARG_DST, c->dst},
                               {DNNL_ARG_SCRATCHPAD, c->pad},
                               {DNNL_ARG_BIAS, c->bias}};
+    dnnl_status_t st = dnnl_success;
 
     dnnl_memory_set_data_handle(c->src, source(plan, i, arena));
     dnnl_memory_set_data_handle(c->pad, scratch);
-    dnnl_memory_set_data_handle(
-        c->dst, c->spread || c->add_after ? scratch + c->result_at : out);
-    if (c->unpack) {
-        const dnnl_exec_arg_t from[2] = {{DNNL_ARG_FROM, c->plain},
-                                         {DNNL_ARG_TO, c->weights}};
-
-        dnnl_memory_set_data_handle(c->plain, (void *)input(plan, i, 1, arena));
-        dnnl_memory_set_data_handle(c->weights, scratch + c->weights_at);
-        execute(plan, c->unpack, 2, from);
-    }
+    dnnl_memory_set_data_handle(c->dst, result);
+    if (c->unpack)
+        st = unpack(plan, i, arena);
     if (c->bias && !c->constant[2])
         dnnl_memory_set_data_handle(c->bias, (void *)input(plan, i, 2, arena));
     if (c->copy_residual)
         k_copy((struct k_out){out, y->dtype}, n, residual(plan, i, arena), n, 1,
                n);
-    execute(plan, c->prim, c->bias ? 5 : 4, arg);
-    if (c->spread)
-        spread(out, scratch + c->result_at, plan->value[s->in[0]].dim,
-               (size_t)y->dim[3] * mp_dtype_size(y->dtype));
+    if (st == dnnl_success)
+        st = execute(plan, c->prim, c->bias ? 5 : 4, arg);
+    if (c->way->finish)
+        c->way->finish(out, result, plan->value[s->in[0]].dim,
+                       (size_t)y->dim[3] * mp_dtype_size(y->dtype));
     if (c->add_after)
-        k_add((struct k_out){out, y->dtype},
-              (struct k_in){scratch + c->result_at, y->dtype},
+        k_add((struct k_out){out, y->dtype}, (struct k_in){result, y->dtype},
               residual(plan, i, arena), 1, &n, 1, &n, s->attr.act);
+    return cpu_status(st, c->name, err);
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* cpu.c - the backend: the device, packed constants, plans. */
 #include <omp.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,15 +13,6 @@
 #define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
 
 /* ---- what there is ---- */
-
-static int usable_cpus(void)
-{
-    cpu_set_t set;
-
-    if (sched_getaffinity(0, sizeof set, &set))
-        return 1;
-    return CPU_COUNT(&set);
-}
 
 static void model_name(char *out, size_t n)
 {
@@ -57,7 +47,7 @@ static int cpu_info(int index, struct mp_device_info *out, struct mp_error *err)
         return mp_fail(err, MP_EINVAL, "cpu:%d: there is only cpu", index);
     model_name(model, sizeof model);
     snprintf(out->name, sizeof out->name, "%s, %d cores, %s", model,
-             usable_cpus(), k_isa());
+             omp_get_num_procs(), k_isa());
     out->memory =
         (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     return 0;
@@ -71,7 +61,7 @@ static int cpu_open(struct mp_device **out, const struct mp_device_conf *conf,
 
     if (!d)
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    d->threads = conf->threads > 0 ? conf->threads : usable_cpus();
+    d->threads = conf->threads > 0 ? conf->threads : omp_get_num_procs();
     st = dnnl_engine_create(&d->engine, dnnl_cpu, 0);
     if (st == dnnl_success)
         st = dnnl_stream_create(&d->stream, d->engine,
@@ -407,14 +397,13 @@ static double now(void)
 static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
                    struct mp_error *err)
 {
-    int before = omp_get_max_threads();
+    int before = omp_get_max_threads(), rc = 0;
     double last = seconds ? now() : 0;
 
-    (void)err;
     omp_set_num_threads(plan->device->threads);
-    for (size_t i = 0; i < plan->nstep; i++) {
+    for (size_t i = 0; i < plan->nstep && !rc; i++) {
         if (plan->cpu[i].prim)
-            cpu_conv_run(plan, i, (char *)(uintptr_t)arena);
+            rc = cpu_conv_run(plan, i, (char *)(uintptr_t)arena, err);
         else
             cpu_own_run(plan, i, (char *)(uintptr_t)arena);
         if (seconds) {
@@ -425,7 +414,7 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
         }
     }
     omp_set_num_threads(before);
-    return 0;
+    return rc;
 }
 
 static const char *cpu_kernel_name(const struct mp_plan *plan, size_t step)

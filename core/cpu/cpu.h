@@ -37,6 +37,8 @@ struct mp_device {
     struct packed *packed[1024]; /* by key */
 };
 
+struct cpu_way; /* of computing a convolution: conv.c */
+
 /* A step made ready. */
 struct cpu_step {
     const char *name;                         /* of the kernel */
@@ -51,9 +53,9 @@ struct cpu_step {
     size_t weights_at; /* in scratch: those weights */
     int narrow;        /* f32 pixels into a bf16 network: copied first */
     size_t narrow_at;  /* in scratch: the copy */
-    int spread;        /* a transposed 2x2 as one product */
-    int add_after;     /* the residual, and then the activation */
-    size_t result_at;  /* in scratch: what is to be spread or added to */
+    const struct cpu_way *way;
+    int add_after;    /* the residual, and then the activation */
+    size_t result_at; /* in scratch: what is to be finished or added to */
 };
 
 struct mp_plan {
@@ -71,7 +73,8 @@ struct mp_plan {
 /* CONV2D and DECONV2D: fill s for step i of the program. */
 int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                      struct mp_error *err);
-void cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena);
+int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
+                 struct mp_error *err);
 void cpu_conv_free(struct cpu_step *s);
 
 /* All other steps. */
