@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Time mpipe against the same network in PyTorch, on the same machine.
 
-    peer.py --checkpoint seg.safetensors --task seg --size 512x512 \\
-            --dtype bf16 --mpipe ./mpipe --config conf/seg.ini
+    peer.py --checkpoint seg_ade20k.safetensors --size 512x512 --dtype bf16 \\
+            --mpipe mpipe -o pipeline.classes=ade20k
     peer.py --checkpoint tiny_seg.safetensors --verify golden.safetensors
 
 peer_net.py has the network once more, in PyTorch as one would write it today
@@ -146,7 +146,8 @@ def mpipe_time(out):
 def mpipe_run(a, pictures):
     """Seconds for a picture, peak RSS in GB."""
     with tempfile.TemporaryDirectory() as out:
-        cmd = [a.mpipe, "-c", a.config, "-o", f"compute.precision={a.dtype}",
+        cmd = [a.mpipe, "-q", "-c", a.config,
+               "-o", f"compute.precision={a.dtype}",
                "-o", f"compute.threads={a.threads}",
                "-o", f"model.checkpoint={os.path.abspath(a.checkpoint)}"]
         for o in a.option:

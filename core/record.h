@@ -50,10 +50,10 @@ struct mp_seconds { /* beside those of mp_pipeline_times */
 
 /* Refuses a folder with results of other settings, naming the first key that
  * differs; [compute] threads and batch may. *before: nonzero if results of
- * these settings are there. settings, pipeline and out: borrowed until free. */
-int mp_record_open(struct mp_record **r, int *before,
+ * these settings are there. settings and pipeline: borrowed until free. */
+int mp_record_open(struct mp_record **out, int *before,
                    const struct mp_settings *settings,
-                   const struct mp_pipeline *pipeline, const char *out,
+                   const struct mp_pipeline *pipeline, const char *folder,
                    const struct mp_shard *shard, struct mp_error *err);
 void mp_record_free(struct mp_record *r); /* NULL is fine */
 
