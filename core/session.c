@@ -199,6 +199,17 @@ static size_t bytes_of(const struct mp_value *v)
     return v->count * mp_dtype_size(v->dtype);
 }
 
+/* Is the place of input i read for another input too? */
+static int is_read_twice(const struct builder *b, const struct mp_step *s,
+                         int i)
+{
+    for (int k = 0; k < s->nin; k++)
+        if (k != i && s->in[k] != MP_NO_VALUE &&
+            b->slot[s->in[k]].root == b->slot[s->in[i]].root)
+            return 1;
+    return 0;
+}
+
 /* Lives are known: let results take over the place of dying inputs. heir[r]
  * is the block that root r lies in. */
 static void share_places(struct builder *b, uint32_t *heir)
@@ -213,7 +224,8 @@ static void share_places(struct builder *b, uint32_t *heir)
             uint32_t in;
 
             if (s->in[i] == MP_NO_VALUE || !in_place(s, i) ||
-                b->value[s->in[i]].place == MP_CONSTANT)
+                b->value[s->in[i]].place == MP_CONSTANT ||
+                is_read_twice(b, s, i))
                 continue;
             in = b->slot[s->in[i]].root;
             if (b->slot[in].last != k || b->slot[out].first != k ||

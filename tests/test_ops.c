@@ -194,6 +194,22 @@ static mp_node case_residual_input(struct mp_graph *g)
                   x);
 }
 
+/* The residual is what is convolved: no place to add in. */
+static mp_node case_residual_self(struct mp_graph *g)
+{
+    mp_node x = conv(g, IN(1, 11, 7, 32), 32, 1, 1, 0, 1);
+
+    return mp_add(g, x, conv(g, x, 32, 3, 1, 1, 1));
+}
+
+static mp_node case_residual_thin(struct mp_graph *g)
+{
+    mp_node x = mp_conv2d(g, IN(2, 15, 12, 64), CONST(.1f, 0, 2, 64, 3, 5),
+                          CONST(.1f, 0, 2), (struct mp_conv){2, 1, 0, 0, 3});
+
+    return mp_act(g, mp_add(g, IN(2, 7, 6, 2), x), MP_SILU);
+}
+
 static mp_node case_bias_add(struct mp_graph *g)
 {
     return mp_add(g, conv(g, IN(1, 5, 5, 32), 40, 3, 1, 1, 1),
@@ -237,6 +253,11 @@ static mp_node deconv(struct mp_graph *g, int64_t c, int64_t k, int64_t r)
 static mp_node case_deconv2(struct mp_graph *g)
 {
     return deconv(g, 50, 32, 2);
+}
+
+static mp_node case_deconv2_variable(struct mp_graph *g)
+{
+    return mp_deconv2d(g, IN(1, 6, 5, 16), IN(16, 8, 2, 2), IN(8), 2, 0, 0);
 }
 
 static mp_node case_deconv3(struct mp_graph *g)
@@ -301,7 +322,7 @@ static mp_node case_attention_const(struct mp_graph *g)
 static mp_node case_attention_large(struct mp_graph *g)
 {
     return mp_attention(g, CONST(30, 0, 1, 20, 32), IN(1, 33, 32),
-                        IN(1, 33, 32), 4, 3);
+                        IN(1, 33, 32), 4, 1);
 }
 
 static mp_node group_norm(struct mp_graph *g, mp_node x, int groups)
@@ -584,6 +605,9 @@ static const struct {
     C(float),
     C(argmax),
     C(folding),
+    C(residual_self),
+    C(residual_thin),
+    C(deconv2_variable),
 #undef C
 };
 #define NCASE (int)(sizeof cases / sizeof *cases)

@@ -4,9 +4,9 @@
  * channels last, with bias, residual and activation in one primitive.
  *
  * A linear layer over N,T,C is a 1x1 convolution over N x T x 1: measured
- * faster than oneDNN's matmul. A transposed 2x2 convolution with stride 2 is a
- * product to 4K channels whose results are then spread: oneDNN's own runs at a
- * few per cent of the peak there.
+ * faster than oneDNN's matmul. Two shapes, in which oneDNN reaches a few per
+ * cent of the peak, become a product of another shape (see ways): a transposed
+ * 2x2 convolution with stride 2, and a convolution to very few channels.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -41,9 +41,11 @@ struct cpu_way {
     int (*fits)(const struct shape *q, int constants);
     void (*rewrite)(struct shape *q);
     enum form weights, bias;
-    /* The result from what the primitive gives in its place: z to y, where k
-     * is the bytes of all channels of y; x is the input's shape. */
-    void (*finish)(char *y, const char *z, const int64_t *x, size_t k);
+    /* The primitive makes f32 products only: the rest comes after finish. */
+    int bare;
+    /* The result from what the primitive gives in its place. */
+    void (*finish)(const struct mp_plan *plan, size_t i, void *to,
+                   const void *z);
 };
 
 static int is_twos(const struct shape *q, int constants)
@@ -62,17 +64,83 @@ static void as_product(struct shape *q)
     q->r = q->s = 1;
 }
 
-/* z: N,H,W,(2,2,K) -> y: N,2H,2W,K */
-static void spread(char *y, const char *z, const int64_t *x, size_t k)
+/* z: N,H,W,(2,2,K) -> N,2H,2W,K */
+static void spread(const struct mp_plan *plan, size_t i, void *to,
+                   const void *from)
 {
-    int64_t n = x[0] * x[1], w = x[2];
+    const struct mp_value *x = &plan->value[plan->step[i].in[0]];
+    const struct mp_value *y = &plan->value[plan->step[i].out];
+    size_t k = (size_t)y->dim[3] * mp_dtype_size(y->dtype);
+    int64_t n = x->dim[0] * x->dim[1], w = x->dim[2];
+    const char *z = from;
+    char *out = to;
 
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t row = 0; row < n; row++)
         for (int64_t j = 0; j < w; j++)
             for (int r = 0; r < 2; r++)
-                memcpy(y + (size_t)((2 * i + r) * 2 * w + 2 * j) * k,
-                       z + (size_t)((i * w + j) * 4 + 2 * r) * k, 2 * k);
+                memcpy(out + (size_t)((2 * row + r) * 2 * w + 2 * j) * k,
+                       z + (size_t)((row * w + j) * 4 + 2 * r) * k, 2 * k);
+}
+
+/* Fewer products than channels: oneDNN would fill up to 16 outputs. */
+static int is_thin(const struct shape *q, int constants)
+{
+    return constants && !q->transposed && q->r * q->s > 1 && q->k <= 4 &&
+           q->k * q->r * q->s <= q->c;
+}
+
+static void as_taps(struct shape *q)
+{
+    q->k *= q->r * q->s;
+    q->r = q->s = 1;
+    q->p = (struct mp_conv){.stride = 1};
+    q->oh = q->h;
+    q->ow = q->w;
+}
+
+/* A picture's z: H,W,(R,S,K) -> row oy of OH,OW,K */
+static void add_taps_row(float *out, const float *z, const float *bias,
+                         const struct mp_conv *p, const int64_t *x,
+                         const int64_t *y, const int64_t *w, int64_t oy)
+{
+    int64_t each = w[2] * w[3] * y[3]; /* products for a position */
+
+    for (int64_t ox = 0; ox < y[2]; ox++, out += y[3]) {
+        int64_t top = oy * p->stride - p->top, left = ox * p->stride - p->left;
+
+        for (int64_t k = 0; k < y[3]; k++)
+            out[k] = bias ? bias[k] : 0;
+        for (int64_t r = 0; r < w[2]; r++)
+            for (int64_t c = 0; c < w[3]; c++) {
+                int64_t h = top + r, v = left + c;
+                const float *from;
+
+                if (h < 0 || h >= x[1] || v < 0 || v >= x[2])
+                    continue;
+                from = z + (h * x[2] + v) * each + (r * w[3] + c) * y[3];
+                for (int64_t k = 0; k < y[3]; k++)
+                    out[k] += from[k];
+            }
+    }
+}
+
+static void add_taps(const struct mp_plan *plan, size_t i, void *to,
+                     const void *from)
+{
+    const struct mp_step *s = &plan->step[i];
+    const int64_t *x = plan->value[s->in[0]].dim, *y = plan->value[s->out].dim;
+    const int64_t *w = plan->value[s->in[1]].dim;
+    const struct packed *bias = plan->cpu[i].constant[2];
+    int64_t picture = x[1] * x[2] * w[2] * w[3] * y[3], row = y[2] * y[3];
+    const float *z = from;
+    float *out = to;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < y[0] * y[1]; at++)
+        add_taps_row(out + at * row, z + at / y[1] * picture,
+                     bias ? bias->data : NULL, &s->attr.conv, x, y, w,
+                     at % y[1]);
 }
 
 static int is_any(const struct shape *q, int constants)
@@ -88,8 +156,9 @@ static void as_given(struct shape *q)
 }
 
 static const struct cpu_way ways[] = {
-    {is_twos, as_product, SPREAD_WEIGHTS, SPREAD_BIAS, spread},
-    {is_any, as_given, AS_GIVEN, AS_GIVEN, NULL},
+    {is_twos, as_product, SPREAD_WEIGHTS, SPREAD_BIAS, 0, spread},
+    {is_thin, as_taps, TAP_WEIGHTS, AS_GIVEN, 1, add_taps},
+    {is_any, as_given, AS_GIVEN, AS_GIVEN, 0, NULL},
 };
 
 static dnnl_data_type_t type_of(enum mp_dtype t)
@@ -324,7 +393,7 @@ static int take_bias(struct cpu_step *c, struct mp_plan *plan,
     if (b->place == MP_CONSTANT)
         rc = cpu_pack(&c->constant[2], plan, p, s->in[2], c->way->bias, NULL,
                       NULL, err);
-    if (!rc)
+    if (!rc && !c->way->bare)
         rc = cpu_status(memory(&c->bias, desc, plan,
                                c->constant[2] ? c->constant[2]->data : NULL),
                         "bias", err);
@@ -348,7 +417,6 @@ static int create(struct cpu_step *c, struct mp_plan *plan,
                   const struct shape *q, const struct descs *d,
                   const_dnnl_primitive_desc_t pd, struct mp_error *err)
 {
-    const struct mp_value *y = &p->value[s->out];
     dn_desc pad = dn_query(pd, dnnl_query_scratchpad_md);
     dnnl_status_t st = dnnl_primitive_create(&c->prim, pd);
     int rc;
@@ -374,7 +442,11 @@ static int create(struct cpu_step *c, struct mp_plan *plan,
     }
     if (c->way->finish || c->add_after) {
         c->result_at = c->scratch;
-        c->scratch += y->count * mp_dtype_size(y->dtype);
+        c->scratch += dnnl_memory_desc_get_size(dn_borrow(&d->dst));
+    }
+    if (c->way->bare) {
+        c->sum_at = c->scratch = (c->scratch + 63) / 64 * 64;
+        c->scratch += p->value[s->out].count * sizeof(float);
     }
     return rc;
 }
@@ -414,18 +486,23 @@ static dnnl_status_t design(dnnl_primitive_desc_t *pd, struct descs *d,
 {
     const struct mp_value *v = plan->value, *x = &v[s->in[0]], *y = &v[s->out];
     enum mp_dtype from = y->dtype == MP_BF16 ? MP_BF16 : x->dtype;
+    enum mp_dtype to = c->way->bare ? MP_F32 : y->dtype;
+    int bias = has(s, 2) && !c->way->bare;
     dnnl_status_t st;
 
     c->narrow = from != x->dtype;
-    d->exact = from == MP_F32 && y->dtype == MP_F32;
-    st = describe(d, q, from, has(s, 2) ? v[s->in[2]].dtype : MP_F32, y->dtype);
-    if (st == dnnl_success)
-        st = primitive_desc(pd, plan, q, d, has(s, 2), has(s, 3), s->attr.act);
+    c->add_after = c->way->bare;
+    d->exact = from == MP_F32 && to == MP_F32;
+    st = describe(d, q, from, bias ? v[s->in[2]].dtype : MP_F32, to);
+    if (st == dnnl_success && !c->add_after)
+        st = primitive_desc(pd, plan, q, d, bias, has(s, 3), s->attr.act);
+    /* bf16 to f32: oneDNN sums into its own type only */
     if (st == dnnl_unimplemented && has(s, 3)) {
-        /* bf16 to f32: oneDNN sums into its own type only */
         c->add_after = 1;
-        st = primitive_desc(pd, plan, q, d, has(s, 2), 0, MP_ACT_NONE);
+        st = dnnl_success;
     }
+    if (st == dnnl_success && c->add_after)
+        st = primitive_desc(pd, plan, q, d, bias, 0, MP_ACT_NONE);
     c->copy_residual = has(s, 3) && !c->add_after &&
                        (c->constant[3] || v[s->in[3]].offset != y->offset);
     return st;
@@ -539,6 +616,24 @@ static dnnl_status_t unpack(const struct mp_plan *plan, size_t i,
     return execute(plan, c->unpack, 2, arg);
 }
 
+/* The residual, if there is one, and the activation. */
+static void add_after(const struct mp_plan *plan, size_t i, char *arena)
+{
+    const struct mp_step *s = &plan->step[i];
+    const struct cpu_step *c = &plan->cpu[i];
+    const struct mp_value *y = &plan->value[s->out];
+    size_t at = c->way->bare ? c->sum_at : c->result_at;
+    struct k_in x = {(char *)plan->scratch + at,
+                     c->way->bare ? MP_F32 : y->dtype};
+    struct k_out out = {arena + y->offset, y->dtype};
+    int64_t n = (int64_t)y->count;
+
+    if (has(s, 3))
+        k_add(out, x, residual(plan, i, arena), 1, &n, 1, &n, s->attr.act);
+    else
+        k_act(out, x, n, s->attr.act);
+}
+
 int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
                  struct mp_error *err)
 {
@@ -569,10 +664,9 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
     if (st == dnnl_success)
         st = execute(plan, c->prim, c->bias ? 5 : 4, arg);
     if (c->way->finish)
-        c->way->finish(out, result, plan->value[s->in[0]].dim,
-                       (size_t)y->dim[3] * mp_dtype_size(y->dtype));
+        c->way->finish(plan, i, c->way->bare ? scratch + c->sum_at : out,
+                       result);
     if (c->add_after)
-        k_add((struct k_out){out, y->dtype}, (struct k_in){result, y->dtype},
-              residual(plan, i, arena), 1, &n, 1, &n, s->attr.act);
+        add_after(plan, i, arena);
     return cpu_status(st, c->name, err);
 }

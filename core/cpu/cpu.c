@@ -170,18 +170,21 @@ static struct packed *look_up(struct mp_device *d, const struct mp_value *v,
     return NULL;
 }
 
-/* C,K,2,2 as 2,2,K,C */
-static float *spread_weights(const float *w, const int64_t *dim)
+/* A,B,T as T,B,A, or if `swapped` as T,A,B. */
+static float *turn(const float *w, const int64_t *dim, int swapped)
 {
-    int64_t c = dim[0], k = dim[1];
-    float *out = malloc((size_t)(c * k * 4) * sizeof *out);
+    int64_t a = dim[0], b = dim[1], taps = dim[2] * dim[3];
+    float *out = malloc((size_t)(a * b * taps) * sizeof *out);
 
-    for (int64_t i = 0; out && i < c * k * 4; i++)
-        out[(i % 4 * k + i / 4 % k) * c + i / 4 / k] = w[i];
+    for (int64_t i = 0; out && i < a * b * taps; i++) {
+        int64_t t = i % taps, y = i / taps % b, x = i / taps / b;
+
+        out[swapped ? (t * a + x) * b + y : (t * b + y) * a + x] = w[i];
+    }
     return out;
 }
 
-static float *spread_bias(const float *b, size_t n)
+static float *repeat(const float *b, size_t n)
 {
     float *out = malloc(4 * n * sizeof *out);
 
@@ -239,9 +242,10 @@ static int pack_now(struct packed *k, struct mp_device *d,
     float *formed = NULL;
     int rc = 0;
 
-    if (k->form == SPREAD_WEIGHTS || k->form == SPREAD_BIAS) {
-        formed = k->form == SPREAD_WEIGHTS ? spread_weights(from, v->dim)
-                                           : spread_bias(from, v->count);
+    if (k->form != AS_GIVEN && k->form != AS_BF16) {
+        formed = k->form == SPREAD_BIAS
+                     ? repeat(from, v->count)
+                     : turn(from, v->dim, k->form == TAP_WEIGHTS);
         if (!formed)
             return mp_fail(err, MP_ENOMEM, "out of memory");
         from = formed;

@@ -14,6 +14,7 @@ enum form {
     AS_GIVEN,
     SPREAD_WEIGHTS, /* C,K,2,2 as 2,2,K,C: one product for four results */
     SPREAD_BIAS,    /* K repeated four times */
+    TAP_WEIGHTS,    /* K,C,R,S as R,S,K,C: a product for each tap */
     AS_BF16         /* plain, in that type */
 };
 
@@ -54,8 +55,9 @@ struct cpu_step {
     int narrow;        /* f32 pixels into a bf16 network: copied first */
     size_t narrow_at;  /* in scratch: the copy */
     const struct cpu_way *way;
-    int add_after;    /* the residual, and then the activation */
+    int add_after;    /* the residual and the activation come later */
     size_t result_at; /* in scratch: what is to be finished or added to */
+    size_t sum_at;    /* in scratch: f32, finished but for those */
 };
 
 struct mp_plan {
