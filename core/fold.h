@@ -24,7 +24,7 @@ struct mp_net {
     size_t nslot;
     uint32_t *output; /* nodes, in the graph's order */
     size_t noutput;
-    struct mp_error error; /* the first, while building */
+    struct mp_error error;          /* the first, while building */
     const struct mp_node_def *from; /* while building: the graph's node */
 };
 

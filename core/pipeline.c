@@ -119,6 +119,12 @@ static struct mp_graph *network_graph(struct mp_pipeline *p, int64_t n,
     return g;
 }
 
+/* The first few of a list are for everyone, all of it for -v. */
+static enum mp_log_level level_of(size_t nth)
+{
+    return nth < 10 ? MP_LOG_WARNING : MP_LOG_INFO;
+}
+
 /* Every tensor that is missing, of a wrong shape, or of no use. */
 static int check_weights(struct mp_pipeline *p, struct mp_error *err)
 {
@@ -131,11 +137,11 @@ static int check_weights(struct mp_pipeline *p, struct mp_error *err)
     if (!g)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     for (size_t i = 0; i < g->nmissing; i++)
-        mp_log(MP_LOG_WARNING, "checkpoint", "%s", g->missing[i]);
+        mp_log(level_of(i), "checkpoint", "%s", g->missing[i]);
     rc = mp_graph_check(g, err);
     while ((w = mp_graph_unexpected(g, &at))) {
-        mp_log(MP_LOG_WARNING, "checkpoint", "%s is not used by head %s",
-               w->name, p->conf.head->name);
+        mp_log(level_of(n), "checkpoint", "%s is not used by head %s", w->name,
+               p->conf.head->name);
         first = first ? first : w->name;
         n++;
     }

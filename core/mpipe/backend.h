@@ -149,9 +149,10 @@ struct mp_backend {
     int (*open)(struct mp_device **out, const struct mp_device_conf *conf,
                 struct mp_error *err);
     void (*close)(struct mp_device *d); /* NULL is fine */
-    /* How "auto" keeps activations on this device: MP_F32 or MP_BF16; and
-     * whether it can keep them as t at all (0 or MP_ENOTSUP with the reason).
-     * TF32 is asked for as MP_F32 with tf32 set by the device's own means. */
+    /* How "auto" keeps activations on this device: what is fastest and changes
+     * the results little (labels of 1 % of the pixels at most); and whether it
+     * can keep them as t at all (0 or MP_ENOTSUP with the reason). TF32 is
+     * asked for as MP_F32 with tf32 set by the device's own means. */
     enum mp_dtype (*best)(const struct mp_device *d);
     int (*supports)(const struct mp_device *d, enum mp_dtype t,
                     struct mp_error *err);
