@@ -53,10 +53,10 @@ int mp_resize_f32(float *dst, int32_t dw, int32_t dh, const float *src,
 void mp_rescale_size(int32_t *nw, int32_t *nh, int32_t w, int32_t h, int32_t a,
                      int32_t b);
 
-/* struct mp_png is that of heads: channels 1 (gray) or 3; bits 8 or 16 (then px is uint16_t, host order).
- * palette: ncolor RGB triples for an 8-bit palette PNG (channels 1), or NULL;
- * an index without a colour is MP_EINVAL. text: ntext tEXt chunks, Latin-1.
- * Equal arguments give equal bytes. */
+/* struct mp_png is that of heads: channels 1 (gray) or 3; bits 8 or 16 (then px
+ * is uint16_t, host order). palette: ncolor RGB triples for an 8-bit palette
+ * PNG (channels 1), or NULL; an index without a colour is MP_EINVAL. text:
+ * ntext tEXt chunks, Latin-1. Equal arguments give equal bytes. */
 int mp_png_write(const char *path, const struct mp_png *p,
                  struct mp_error *err);
 

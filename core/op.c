@@ -63,8 +63,7 @@ static int shape_leaf(struct mp_node_def *n,
     for (int i = 0; i < n->ndim; i++)
         if (n->dim[i] < 1 || n->dim[i] > INT32_MAX)
             return mp_fail(err, MP_EINVAL,
-                           "%s %s: dimension %d is %" PRId64
-                           ", not 1 or more",
+                           "%s %s: dimension %d is %" PRId64 ", not 1 or more",
                            mp_op_table[n->op].name, n->name ? n->name : "", i,
                            n->dim[i]);
     return 0;
