@@ -152,7 +152,7 @@ K_TARGET_BF16 K_INLINE void tile_bf16(__m512 acc[][WIDE], int rows,
     }
 }
 
-K_TARGET_AVX512 K_INLINE void score_begin(__m512 acc[][WIDE], int rows)
+K_TARGET_AVX512 K_INLINE void zero(__m512 acc[][WIDE], int rows)
 {
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -181,27 +181,22 @@ K_TARGET_AVX512 K_INLINE void score_end(__m512 acc[][WIDE], int rows, float *s,
     }
 }
 
-K_TARGET_AVX512 K_INLINE void mix_begin(__m512 acc[][WIDE], int rows,
-                                        const float *o, const float *shrink)
+/* A block's share is added up by itself first: one chain of additions over all
+ * keys would cost digits. */
+K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o,
+                                      const float *shrink)
 {
     UNROLL
     for (int j = 0; j < WIDE; j++) {
         __m512 c = _mm512_loadu_ps(shrink + 16 * j);
 
         UNROLL
-        for (int r = 0; r < rows; r++)
-            acc[r][j] =
-                _mm512_mul_ps(c, _mm512_loadu_ps(o + r * WIDE_ROW + 16 * j));
-    }
-}
+        for (int r = 0; r < rows; r++) {
+            float *at = o + r * WIDE_ROW + 16 * j;
 
-K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o)
-{
-    UNROLL
-    for (int r = 0; r < rows; r++) {
-        UNROLL
-        for (int j = 0; j < WIDE; j++)
-            _mm512_storeu_ps(o + r * WIDE_ROW + 16 * j, acc[r][j]);
+            _mm512_storeu_ps(
+                at, _mm512_fmadd_ps(c, _mm512_loadu_ps(at), acc[r][j]));
+        }
     }
 }
 
@@ -210,7 +205,7 @@ K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o)
     do {                                                                       \
         __m512 acc[rows][WIDE];                                                \
                                                                                \
-        score_begin(acc, rows);                                                \
+        zero(acc, rows);                                                       \
         TILE(acc, rows, &f);                                                   \
         score_end(acc, rows, b->s + i * WIDE_ROW, b->shrink, scale);           \
     } while (0)
@@ -219,9 +214,9 @@ K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o)
     do {                                                                       \
         __m512 acc[rows][WIDE];                                                \
                                                                                \
-        mix_begin(acc, rows, b->o + i * WIDE_ROW, b->shrink);                  \
+        zero(acc, rows);                                                       \
         TILE(acc, rows, &f);                                                   \
-        mix_end(acc, rows, b->o + i * WIDE_ROW);                               \
+        mix_end(acc, rows, b->o + i * WIDE_ROW, b->shrink);                    \
     } while (0)
 
 #define TILES(n, call)                                                         \
@@ -307,9 +302,10 @@ K_TARGET_AVX512 K_INLINE __m512 exp2_bf16(__m512 x)
     return _mm512_scalef_ps(p, n);
 }
 
-/* shrink: from the new maximum to the factor; most: the new maximum. */
+/* shrink: from the new maximum to the factor; most: the new maximum; part: of
+ * the sum, to be added to it by new_sum. */
 K_TARGET_AVX512 K_INLINE void new_most(struct block *b, __m512 most[WIDE],
-                                       __m512 sum[WIDE])
+                                       __m512 part[WIDE])
 {
     UNROLL
     for (int j = 0; j < WIDE; j++) {
@@ -317,17 +313,28 @@ K_TARGET_AVX512 K_INLINE void new_most(struct block *b, __m512 most[WIDE],
 
         most[j] = _mm512_loadu_ps(b->shrink + 16 * j);
         c = exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(b->most + 16 * j), most[j]));
-        sum[j] = _mm512_mul_ps(c, _mm512_loadu_ps(b->sum + 16 * j));
+        part[j] = _mm512_setzero_ps();
         _mm512_storeu_ps(b->most + 16 * j, most[j]);
         _mm512_storeu_ps(b->shrink + 16 * j, c);
     }
 }
 
+K_TARGET_AVX512 K_INLINE void new_sum(struct block *b, __m512 part[WIDE])
+{
+    UNROLL
+    for (int j = 0; j < WIDE; j++) {
+        __m512 c = _mm512_loadu_ps(b->shrink + 16 * j);
+        __m512 sum = _mm512_loadu_ps(b->sum + 16 * j);
+
+        _mm512_storeu_ps(b->sum + 16 * j, _mm512_fmadd_ps(c, sum, part[j]));
+    }
+}
+
 K_TARGET_AVX512 static void soften_f32(struct block *b, int64_t keys)
 {
-    __m512 most[WIDE], sum[WIDE];
+    __m512 most[WIDE], part[WIDE];
 
-    new_most(b, most, sum);
+    new_most(b, most, part);
     for (int64_t k = 0; k < keys; k++) {
         float *s = b->s + k * WIDE_ROW;
 
@@ -336,13 +343,11 @@ K_TARGET_AVX512 static void soften_f32(struct block *b, int64_t keys)
             __m512 p =
                 exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(s + 16 * j), most[j]));
 
-            sum[j] = _mm512_add_ps(sum[j], p);
+            part[j] = _mm512_add_ps(part[j], p);
             _mm512_storeu_ps(s + 16 * j, p);
         }
     }
-    UNROLL
-    for (int j = 0; j < WIDE; j++)
-        _mm512_storeu_ps(b->sum + 16 * j, sum[j]);
+    new_sum(b, part);
 }
 
 K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
@@ -351,9 +356,9 @@ K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
         0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     __m512i zip = _mm512_loadu_si512(order);
-    __m512 most[WIDE], sum[WIDE];
+    __m512 most[WIDE], part[WIDE];
 
-    new_most(b, most, sum);
+    new_most(b, most, part);
     if (keys % 2) /* its partner weighs nothing */
         for (int j = 0; j < WIDE_ROW; j++)
             b->s[keys * WIDE_ROW + j] = -FLT_MAX;
@@ -368,14 +373,12 @@ K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
                 _mm512_sub_ps(_mm512_loadu_ps(s + WIDE_ROW + 16 * j), most[j]));
             __m512i two = (__m512i)_mm512_cvtne2ps_pbh(p1, p0);
 
-            sum[j] = _mm512_add_ps(sum[j], _mm512_add_ps(p0, p1));
+            part[j] = _mm512_add_ps(part[j], _mm512_add_ps(p0, p1));
             _mm512_storeu_si512(b->pair + k / 2 * WIDE_ROW + 16 * j,
                                 _mm512_permutexvar_epi16(zip, two));
         }
     }
-    UNROLL
-    for (int j = 0; j < WIDE; j++)
-        _mm512_storeu_ps(b->sum + 16 * j, sum[j]);
+    new_sum(b, part);
 }
 
 /* 16 x 16 numbers of 32 bits: 4 x 4 blocks, then the blocks. */
