@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make bench: where the time goes, per part and per operation, in fp32 and in
-# what "auto" chooses. Tiny networks always, which say little about speed; the
-# full-size ones when MPIPE_BENCH_FULL names a folder with
+# make bench: where the time goes, per part and per operation, in fp32 and,
+# where the device has it, in bf16. Tiny networks always, which say little
+# about speed; the full-size ones when MPIPE_BENCH_FULL names a folder with
 # seg_ade20k.safetensors or depth_nyu.safetensors (tests/make_weights makes
 # them from key lists). BENCH_ARGS are further options of bench/bench.
 set -eu
@@ -10,11 +10,12 @@ bench=$builddir/bench/bench
 full=${MPIPE_BENCH_FULL:-}
 
 run() {
-    for precision in fp32 auto; do
-        echo
-        # shellcheck disable=SC2086 # several options
-        "$bench" "$@" --precision "$precision" ${BENCH_ARGS:-}
-    done
+    echo
+    # shellcheck disable=SC2086 # several options
+    "$bench" "$@" --precision fp32 ${BENCH_ARGS:-}
+    echo
+    # shellcheck disable=SC2086
+    "$bench" "$@" --precision bf16 ${BENCH_ARGS:-} || echo "bf16: skipped"
 }
 
 for task in seg depth; do
