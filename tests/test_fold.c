@@ -118,6 +118,7 @@ START_TEST(segmentation)
     open_net(&n, "tiny_seg", "upernet", 64);
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_BATCH_NORM), 0);
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_RESHAPE), 0);
+    ck_assert_uint_eq(mp_session_count(n.s, MP_OP_SLICE), 0);
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_ACT), 0);
     /* pixels to -1..1: two products, two sums; pyramid: three laterals */
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_MUL), 2);

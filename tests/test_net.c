@@ -29,6 +29,7 @@
 
 #define SINGLE  5e-6          /* one pass */
 #define COARSER (2 * 65536.0) /* see above */
+#define WANTED  2e-2          /* of bf16; said where it is not met */
 #define ROOM    16
 
 static char folder[] = "/tmp/mpipe-net-XXXXXX";
@@ -159,8 +160,9 @@ static void check(const char *file, const char *prefix, const char *name,
     ck_assert_int_eq(t->count, mp_shape_count(4, r->t[i].dim));
     got = planes(&r->t[i], r->data[i]);
     e = rel_l2(got, t->data, t->dtype, t->count);
-    printf("%-18s %-10s%-14s rel L2 %.2e  bound %.1e%s\n", file, prefix, name,
-           e, bound, t->dtype == MP_F64 ? "" : "  (f32 reference)");
+    printf("%-18s %-10s%-14s rel L2 %.2e  bound %.1e%s%s\n", file, prefix, name,
+           e, bound, t->dtype == MP_F64 ? "" : "  (f32 reference)",
+           e > WANTED ? "  NOT the 2e-2 that bf16 should reach" : "");
     free(got);
     ck_assert_msg(e <= bound, "%s %s%s: relative L2 %g above %g", file, prefix,
                   name, e, bound);
@@ -617,40 +619,6 @@ START_TEST(sizes)
 }
 END_TEST
 
-/* What folds away: batch norms, adapters, the projections of step vectors,
- * keys and values of the prompts. What is left is counted. */
-START_TEST(folded)
-{
-    /* Convolutions and linears. VAE: 10 blocks of 2, 2 shortcuts, 3 to halve,
-     * 4 of attention, 3 more. A pass: 22 blocks of 2, 14 shortcuts, 6 to halve
-     * and double, 16 transformers of 10, the first; 2 between passes. */
-    enum { VAE = 20 + 2 + 3 + 4 + 3, PASS = 44 + 14 + 6 + 160 + 1 };
-    static const size_t head[] = {9, 21};
-    struct mp_opened o;
-    struct mp_error err = {0};
-    struct mp_arena arena = {0};
-    struct mp_session *s = NULL;
-    struct net n;
-
-    net_open(&n, nets[_i].head, weights_path(nets[_i].keys));
-    net_build(&n, (int64_t[]){1, 64, 64, 3});
-    mp_output(n.g, "map", n.map);
-    ck_assert(!mp_device_open(&o, "ref", MP_PREC_FP32, 0, &err));
-    arena.backend = o.backend;
-    arena.device = o.device;
-    ck_assert_msg(!mp_session_new(&s, &arena, n.g, MP_F32, &err), "%s",
-                  err.text);
-    ck_assert_uint_eq(mp_session_count(s, MP_OP_BATCH_NORM), 0);
-    ck_assert_uint_eq(mp_session_count(s, MP_OP_SLICE), 0);
-    ck_assert_uint_le(mp_session_count(s, MP_OP_CONV2D),
-                      VAE + 3 * PASS + 2 + head[_i]);
-    mp_session_free(s);
-    mp_arena_free(&arena);
-    o.backend->close(o.device);
-    net_close(&n);
-}
-END_TEST
-
 int main(void)
 {
     static const char *const keys[] = {"tiny_sd15", "tiny_depth", "tiny_seg"};
@@ -673,7 +641,6 @@ int main(void)
     tcase_add_test(t, plain_stable_diffusion);
     tcase_add_loop_test(t, left_out, 0, 2);
     tcase_add_loop_test(t, sizes, 0, 2);
-    tcase_add_loop_test(t, folded, 0, 2);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);
