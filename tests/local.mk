@@ -13,6 +13,7 @@ unit_tests = \
 	%reldir%/test_kernels \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_weights
 shell_tests = \
