@@ -127,6 +127,7 @@ static void stage_open(struct stage *s, const char *head, const char *settings,
     struct mp_error err = {0};
     int rc = mp_head_find(&s->set.plugin, head, &err);
 
+    ck_assert_msg(!rc, "%s", err.text);
     s->conf = mp_conf_new();
     s->set.head_conf = calloc(1, s->set.plugin->conf_size);
     s->set.kinds = kinds;
