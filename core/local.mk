@@ -11,6 +11,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/image.h \
 	%reldir%/inputs.c %reldir%/inputs.h \
 	%reldir%/job.c %reldir%/job.h \
+	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
 	%reldir%/module.c %reldir%/module.h \
 	%reldir%/op.c \
@@ -42,7 +43,8 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
-	%reldir%/cpu/spatial.c
+	%reldir%/cpu/spatial.c \
+	%reldir%/eval/coco.c %reldir%/eval/coco.h
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

@@ -4,6 +4,7 @@
 unit_tests = \
 	%reldir%/test_base \
 	%reldir%/test_classes \
+	%reldir%/test_coco \
 	%reldir%/test_conf \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
