@@ -3,6 +3,7 @@
 # A test: one line here, and its one source. A shell test needs no Check.
 unit_tests = \
 	%reldir%/test_base \
+	%reldir%/test_boxes \
 	%reldir%/test_classes \
 	%reldir%/test_coco \
 	%reldir%/test_conf \
