@@ -56,7 +56,13 @@ START_TEST(merge_one)
     for (int i = 0; i < 16 * 8; i++)
         map[i] = 3;
     out = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 16, 8, 1});
-    h.p->merge(h.conf, g, &img, v, 1, &out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = &out,
+                                  .nview = 1,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_msg(!run(&r, g, (const void *const[]){map}, &err), "%s",
                   err.text);
     ck_assert_int_eq(r.t[0].ndim, 2);
