@@ -61,7 +61,14 @@ endif
 # A driver that has nothing to offer, for how the module refuses.
 if HAVE_CUDA
 check_LTLIBRARIES += %reldir%/sim/libcuda.la
+check_PROGRAMS += %reldir%/cudnn_plans
+TESTS += %reldir%/cudnn_plans
 endif
+%canon_reldir%_cudnn_plans_SOURCES = %reldir%/cudnn_plans.c \
+	core/cuda/lib_cudnn.c core/cuda/lib.h
+%canon_reldir%_cudnn_plans_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS) \
+	-DMP_CUDA_LIBDIR='"$(CUDA_LIBDIR)"'
+%canon_reldir%_cudnn_plans_LDADD = libmpipe.la
 %canon_reldir%_sim_libcuda_la_SOURCES = %reldir%/sim/libcuda.c
 %canon_reldir%_sim_libcuda_la_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS)
 %canon_reldir%_sim_libcuda_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version \

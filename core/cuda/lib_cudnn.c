@@ -23,7 +23,7 @@ enum uid {
     AFTER_RESIDUAL,
     AFTER_BIAS
 };
-#define KEEP 48
+#define KEEP 128
 
 struct dnn_plan {
     struct lib_plan base;
@@ -270,6 +270,15 @@ static int operations(cudnnBackendDescriptor_t *op, int *nop,
 
 /* ---- engines ---- */
 
+/* Say which device this is for, if it is none that the handle knows. */
+static int describe(struct dnn_plan *p, cudnnBackendDescriptor_t d,
+                    cudnnBackendAttributeName_t name, struct mp_error *err)
+{
+    cudnnBackendDescriptor_t device = p->base.gpu->described;
+
+    return device ? link_to(p, d, name, device, err) : 0;
+}
+
 /* Does the engine of this configuration have the note, by its number? */
 static int has_note(const struct gpu *g, cudnnBackendDescriptor_t engine,
                     cudnnBackendAttributeName_t name,
@@ -295,12 +304,12 @@ static int numerical(const struct gpu *g, cudnnBackendDescriptor_t engine,
 }
 
 static int is_fine(const struct gpu *g, cudnnBackendDescriptor_t engine,
-                   const struct lib_conv *c)
+                   const struct lib_conv *c, int compiled)
 {
     if (numerical(g, engine, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) ||
         has_note(g, engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
                  CUDNN_TYPE_BEHAVIOR_NOTE,
-                 CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION))
+                 CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != compiled)
         return 0;
     if (c->type != MP_F32 || c->tf32)
         return 1;
@@ -310,9 +319,10 @@ static int is_fine(const struct gpu *g, cudnnBackendDescriptor_t engine,
            !numerical(g, engine, CUDNN_NUMERICAL_NOTE_FFT);
 }
 
-/* Make the plan of this configuration; 0 if it will do. */
+/* Make the plan of this configuration; 0 if it will do. compiled: only those
+ * that are compiled now, or only the others. */
 static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
-                      cudnnBackendDescriptor_t config)
+                      cudnnBackendDescriptor_t config, int compiled)
 {
     const struct gpu *g = p->base.gpu;
     const struct dnn_calls *dnn = &g->dnn;
@@ -324,13 +334,15 @@ static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
                    config, CUDNN_ATTR_ENGINECFG_ENGINE,
                    CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
         rc = MP_ENOTSUP;
-    if (!rc && !is_fine(g, engine, c))
+    if (!rc && !is_fine(g, engine, c, compiled))
         rc = MP_ENOTSUP;
     if (!rc)
         rc = make(&plan, p, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, NULL);
     if (!rc)
         rc = link_to(p, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config,
                      NULL);
+    if (!rc)
+        rc = describe(p, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, NULL);
     if (!rc)
         rc = finish(p, plan, "a plan", NULL);
     if (!rc && dnn->cudnnBackendGetAttribute(
@@ -346,7 +358,9 @@ static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
     return rc;
 }
 
-/* The first that will do, in the order that cuDNN expects to be the fastest. */
+/* The first that will do, in the order that cuDNN expects to be the fastest.
+ * To compile one is worth while for TF32 alone (some GPUs have no others):
+ * 16 bits have enough, and exact f32 is for checks, not for speed. */
 static int choose(struct dnn_plan *p, const struct lib_conv *c,
                   cudnnBackendDescriptor_t graph, struct mp_error *err)
 {
@@ -363,6 +377,8 @@ static int choose(struct dnn_plan *p, const struct lib_conv *c,
         rc = set(p, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1,
                  &mode, err);
     if (!rc)
+        rc = describe(p, heur, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, err);
+    if (!rc)
         rc = finish(p, heur, "choosing an engine", err);
     while (!rc && nconfig < 16) {
         rc = make(&config[nconfig], p, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, err);
@@ -374,9 +390,11 @@ static int choose(struct dnn_plan *p, const struct lib_conv *c,
                         heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
                         CUDNN_TYPE_BACKEND_DESCRIPTOR, nconfig, &n, config),
                     "choosing an engine", err);
-    for (int64_t i = 0; i < n && i < nconfig && !rc; i++)
-        if (!try_engine(p, c, config[i]))
-            return 0;
+    for (int compiled = 0; compiled <= (c->type == MP_F32 && c->tf32);
+         compiled++)
+        for (int64_t i = 0; i < n && i < nconfig && !rc; i++)
+            if (!try_engine(p, c, config[i], compiled))
+                return 0;
     return rc ? rc
               : mp_fail(err, MP_ENOTSUP, "cuDNN: none of %d engines will do",
                         (int)n);
@@ -444,7 +462,7 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     struct dnn_plan *p;
     int nop = 0, rc;
 
-    if (!g->dnn_handle)
+    if (!g->dnn_handle && !g->described)
         return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_dnn.text);
     p = calloc(1, sizeof *p);
     if (!p)
@@ -462,7 +480,7 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     if (!rc)
         rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS,
                  CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op, err);
-    if (!rc)
+    if (!rc && g->dnn_handle)
         rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
                  1, &g->dnn_handle, err);
     if (!rc)
