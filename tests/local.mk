@@ -113,6 +113,7 @@ demo-weights: $(demo_weights)
 
 EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
+	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
 	%reldir%/data \
 	%reldir%/golden
