@@ -3,6 +3,10 @@
 confdir = $(pkgdatadir)/conf
 dist_conf_DATA = \
 	%reldir%/depth.ini \
+	%reldir%/seg-ade20k-ms.ini \
+	%reldir%/seg-ade20k.ini \
+	%reldir%/seg-cityscapes-ms.ini \
+	%reldir%/seg-cityscapes.ini \
 	%reldir%/seg.ini
 
 classesdir = $(pkgdatadir)/conf/classes
