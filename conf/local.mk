@@ -2,6 +2,8 @@
 
 confdir = $(pkgdatadir)/conf
 dist_conf_DATA = \
+	%reldir%/depth-kitti.ini \
+	%reldir%/depth-nyu.ini \
 	%reldir%/depth.ini \
 	%reldir%/seg-ade20k-ms.ini \
 	%reldir%/seg-ade20k.ini \
