@@ -72,6 +72,7 @@ demo-weights: $(demo_weights)
 EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
 	%reldir%/installcheck.sh \
+	%reldir%/pose_reference.py \
 	%reldir%/data \
 	%reldir%/golden
 

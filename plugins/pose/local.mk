@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+
+plugins_LTLIBRARIES += plugins/pose.la
+plugins_pose_la_SOURCES = %reldir%/pose.c
+plugins_pose_la_LDFLAGS = $(head_ldflags)
+plugins_pose_la_LIBADD = libmpipe.la
