@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-#include <errno.h>
-#include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "classes.h"
 #include "image.h"
+#include "json.h"
 
 /* The largest table takes about half of this. Bytes. */
 #define FILE_MAX ((size_t)8 << 20)
@@ -32,48 +30,6 @@ void mp_classes_free(struct mp_classes *c)
 }
 
 /* -------------------------------------------------------------- reading */
-
-struct source {
-    FILE *f;
-    size_t left;
-    int code; /* errno of a failure, EFBIG: larger than FILE_MAX */
-};
-
-static size_t pull(void *buf, size_t size, void *user)
-{
-    struct source *s = user;
-    size_t n = fread(buf, 1, size, s->f);
-
-    if (ferror(s->f))
-        s->code = errno;
-    else if (n > s->left)
-        s->code = EFBIG;
-    if (s->code != 0)
-        return (size_t)-1;
-    s->left -= n;
-    return n;
-}
-
-static int load(json_t **out, const char *path, struct mp_error *err)
-{
-    struct source s = {.f = fopen(path, "rb"), .left = FILE_MAX};
-    json_error_t e;
-
-    if (s.f == NULL)
-        return mp_fail(err, MP_EIO, "%s: %s", path, strerror(errno));
-    *out = json_load_callback(pull, &s, JSON_REJECT_DUPLICATES, &e);
-    fclose(s.f);
-    if (s.code != 0) {
-        json_decref(*out);
-        *out = NULL;
-        return mp_fail(err, s.code == EFBIG ? MP_EFORMAT : MP_EIO, "%s: %s",
-                       path, strerror(s.code));
-    }
-    if (*out == NULL)
-        return mp_fail(err, MP_EFORMAT, "%s:%d:%d: %s", path, e.line, e.column,
-                       e.text);
-    return 0;
-}
 
 static int read_color(uint8_t out[3], const json_t *rgb)
 {
@@ -144,7 +100,7 @@ int mp_classes_open(struct mp_classes **out, const char *path,
     *out = NULL;
     if (t == NULL)
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    rc = load(&t->root, path, err);
+    rc = mp_json_read(&t->root, path, FILE_MAX, err);
     if (rc == 0 && read_table(t, err) != 0)
         rc = mp_fail_in(err, "%s", path);
     if (rc != 0)

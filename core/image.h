@@ -49,6 +49,10 @@ void mp_resize_nearest_u8(uint8_t *dst, int32_t dw, int32_t dh,
 /* f32 bilinear, align_corners = false, no antialiasing: H x W x channels. */
 int mp_resize_f32(float *dst, int32_t dw, int32_t dh, const float *src,
                   int32_t sw, int32_t sh, int channels, struct mp_error *err);
+/* Draw src through the 2 x 3 matrix m (source to destination pixels), bit-exact
+ * to OpenCV's warpAffine with INTER_LINEAR and a border of zeros: H x W x 3. */
+void mp_warp_u8(uint8_t *dst, int32_t dw, int32_t dh, const uint8_t *src,
+                int32_t sw, int32_t sh, const float m[6]);
 /* Keep-ratio size: (w,h) scaled to fit (a,b) in either order; at least 1. */
 void mp_rescale_size(int32_t *nw, int32_t *nh, int32_t w, int32_t h, int32_t a,
                      int32_t b);

@@ -11,6 +11,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/image.h \
 	%reldir%/inputs.c %reldir%/inputs.h \
 	%reldir%/job.c %reldir%/job.h \
+	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
 	%reldir%/module.c %reldir%/module.h \
 	%reldir%/op.c \
@@ -27,6 +28,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/session.c %reldir%/session.h \
 	%reldir%/settings.c %reldir%/settings.h \
 	%reldir%/sink.c %reldir%/sink.h \
+	%reldir%/warp.c \
 	%reldir%/weights.c %reldir%/weights.h %reldir%/weights_impl.h \
 	%reldir%/weights_diffusers.c \
 	%reldir%/weights_pickle.c \
@@ -41,7 +43,8 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
-	%reldir%/cpu/spatial.c
+	%reldir%/cpu/spatial.c \
+	%reldir%/eval/coco.c %reldir%/eval/coco.h
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

@@ -4,6 +4,7 @@
 unit_tests = \
 	%reldir%/test_base \
 	%reldir%/test_classes \
+	%reldir%/test_coco \
 	%reldir%/test_conf \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
@@ -13,6 +14,7 @@ unit_tests = \
 	%reldir%/test_kernels \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_weights
 shell_tests = \

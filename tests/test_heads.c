@@ -434,7 +434,13 @@ START_TEST(merge_windows)
         in[k] = map[k];
         out[k] = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 16, 16, C});
     }
-    h.p->merge(h.conf, g, &img, v, (size_t)n, out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = out,
+                                  .nview = (size_t)n,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_msg(!run(&r, g, in, &err), "%s", err.text);
     ck_assert_uint_eq(r.n, 2);
     ck_assert_str_eq(r.t[0].name, "labels");
@@ -472,7 +478,13 @@ START_TEST(merge_refuses_classes)
 
     views(&h, 8, 8, v);
     out = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 2, 2, C});
-    h.p->merge(h.conf, g, &img, v, 1, &out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = &out,
+                                  .nview = 1,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_int_lt(mp_graph_check(g, &err), 0);
     ck_assert_ptr_nonnull(strstr(err.text, "has 3 classes"));
     ck_assert_ptr_nonnull(strstr(err.text, "ade20k has 150"));
@@ -498,7 +510,13 @@ START_TEST(merge_depth)
     for (int i = 0; i < 16 * 8; i++)
         map[i] = 3;
     out = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 16, 8, 1});
-    h.p->merge(h.conf, g, &img, v, 1, &out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = &out,
+                                  .nview = 1,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_msg(!run(&r, g, (const void *const[]){map}, &err), "%s",
                   err.text);
     ck_assert_int_eq(r.t[0].ndim, 2);

@@ -99,20 +99,17 @@ static mp_node build(const void *conf, struct mp_graph *g,
     return mp_mul(g, mp_act(g, x, MP_SIGMOID), mp_scalar(g, (float)max_depth));
 }
 
-static void merge(const void *conf, struct mp_graph *g,
-                  const struct mp_image *img, const struct mp_view *view,
-                  size_t nview, const mp_node *out, const struct mp_sink *want)
+static mp_node merge(const void *conf, struct mp_graph *g,
+                     const struct mp_merge *m)
 {
     const struct conf *c = conf;
-    mp_node x = out[0];
+    mp_node x = m->out[0];
 
-    (void)view;
-    (void)nview;
-    (void)want;
     if (c->size == SIZE_INPUT)
-        x = mp_resize_bilinear(g, x, img->height, img->width);
+        x = mp_resize_bilinear(g, x, m->img->height, m->img->width);
     x = mp_reshape(g, x, 2, (int64_t[]){mp_dim(g, x, 1), mp_dim(g, x, 2)});
     mp_output(g, "depth", x);
+    return x;
 }
 
 /* ---- results ---- */
