@@ -12,6 +12,7 @@
 #ifndef CORE_IMAGE_H
 #define CORE_IMAGE_H
 
+#include <stdio.h>
 #include "mpipe/plugin.h"
 
 #define MP_IMAGE_MAX_PIXELS ((int64_t)1 << 28)
@@ -69,7 +70,17 @@ int mp_png_write(const char *path, const struct mp_png *p,
 int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
                  const int64_t *dim, const void *data, struct mp_error *err);
 
-/* Bytes to a file, through a temporary name. */
+/* A file that gets its name when it is complete: write to f, then close, which
+ * finds errors of writing, too. rc < 0: the writer has failed and has said why;
+ * nothing stays behind. */
+struct mp_file {
+    FILE *f;
+    const char *path; /* borrowed */
+    char *temp;
+};
+int mp_file_open(struct mp_file *o, const char *path, struct mp_error *err);
+int mp_file_close(struct mp_file *o, int rc, struct mp_error *err);
+/* Bytes to a file in this way. */
 int mp_file_write(const char *path, const void *bytes, size_t n,
                   struct mp_error *err);
 /* mkdir -p of the folder part of path. */

@@ -678,8 +678,10 @@ static int close_run(struct run *r, int rc, struct mp_error *err)
                         : rc == MP_EINTR ? "interrupted"
                                          : "stopped";
     struct mp_error own = {0};
-    int bad = mp_record_write(r->record, state, &r->counts, &r->seconds, &own);
+    int bad = mp_record_join(r->record, r->job->inputs, &own);
 
+    if (!bad)
+        bad = mp_record_write(r->record, state, &r->counts, &r->seconds, &own);
     if (!bad || rc)
         return rc;
     *err = own;

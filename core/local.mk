@@ -3,6 +3,7 @@
 lib_LTLIBRARIES += libmpipe.la
 libmpipe_la_SOURCES = \
 	%reldir%/base.c \
+	%reldir%/boxes.c %reldir%/boxes.h \
 	%reldir%/classes.c %reldir%/classes.h \
 	%reldir%/conf.c %reldir%/conf.h \
 	%reldir%/device.c %reldir%/device.h \

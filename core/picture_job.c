@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include "boxes.h"
 #include "picture_job.h"
 #include "sink.h"
 
@@ -29,18 +30,29 @@ struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                              .height = p->source.height,
                              .rgb = p->source.rgb,
                              .id = p->id,
-                             .box = &p->whole,
-                             .nbox = 1};
+                             .box = p->box,
+                             .nbox = p->nbox};
 }
 
-/* Names like 000000000785 are numbers to the data sets that use them. */
-static int name_id(struct mp_picture_job *p, const char *name)
+/* Who is in it, and what the data set calls it. */
+static int identify(struct mp_picture_job *p, const struct mp_settings *s)
 {
-    size_t digits = strspn(name, "0123456789");
-    json_t *id = digits && digits < 19 && !name[digits]
-                     ? json_integer(strtoll(name, NULL, 10))
-                     : mp_json_text(name);
+    const char *stem = p->input->stem;
+    int64_t number = mp_name_number(stem);
+    json_t *id;
+    int rc = 0;
 
+    if (s->boxes)
+        rc = mp_boxes_of(s->boxes, stem, &number, &p->box, &p->nbox, &p->err);
+    else if (!(p->box = calloc(1, sizeof *p->box)))
+        rc = no_memory(&p->err);
+    else
+        p->box[p->nbox++] = (struct mp_box){
+            .w = p->source.width, .h = p->source.height, .score = 1};
+    if (rc)
+        return rc;
+    id = number < 0 && !s->boxes ? mp_json_text(base_name(stem))
+                                 : json_integer(number);
     p->id = id ? json_dumps(id, JSON_ENCODE_ANY) : NULL;
     json_decref(id);
     return p->id ? 0 : no_memory(&p->err);
@@ -194,9 +206,7 @@ int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
     if (rc)
         return rc;
     p->stage = "views";
-    p->whole = (struct mp_box){
-        .w = p->source.width, .h = p->source.height, .score = 1};
-    rc = name_id(p, base_name(input->stem));
+    rc = identify(p, s);
     if (!rc)
         rc = ask_views(p, s);
     for (size_t i = 0; i < p->nview && !rc; i++)
@@ -355,6 +365,7 @@ void mp_picture_job_free(struct mp_picture_job *p)
         free((void *)p->result[i].data);
     mp_picture_free(&p->source);
     free((void *)p->sum.data);
+    free(p->box);
     free(p->id);
     free(p->scaled);
     free(p->view);

@@ -22,7 +22,8 @@ struct mp_picture_job {
     struct mp_picture source;
     struct mp_picture *scaled; /* each size that views need, but its own */
     size_t nscaled;
-    struct mp_box whole;
+    struct mp_box *box;
+    size_t nbox;
     char *id; /* JSON */
     struct mp_view *view;
     float **map; /* of each view, from when the network has seen it until its

@@ -150,9 +150,17 @@ static int decode(const void *conf, const struct mp_image *img,
         .dtype = MP_F32, .ndim = 1, .dim = {(int64_t)n}, .data = all};
 
     (void)conf;
-    (void)img;
     if (head.merge)
         ck_assert_uint_eq(n, 1);
+    if (mp_sink_wants(sink, "list")) {
+        char text[32];
+        int rc;
+
+        snprintf(text, sizeof text, "[{\"n\": %d}]", img->rgb[0]);
+        rc = mp_sink_json(sink, "list", text, e);
+        if (rc)
+            return rc;
+    }
     if (head.merge || !n)
         return n ? mp_sink_npy(sink, "npy", result, e) : 0;
     ck_assert_uint_le(n, 8);
@@ -172,7 +180,7 @@ static mp_node merge(const void *conf, struct mp_graph *g,
 }
 
 static struct mp_plugin head = {.name = "fake",
-                                .formats = "npy : other",
+                                .formats = "npy : other list",
                                 .views = views,
                                 .merge = merge,
                                 .decode = decode};
@@ -276,6 +284,17 @@ static const char *state(void)
     return text;
 }
 
+static char *read_text(const char *name)
+{
+    char *text = calloc(1, 4096);
+    FILE *f = fopen(name, "r");
+
+    ck_assert_msg(f != NULL, "%s", name);
+    (void)fread(text, 1, 4095, f);
+    fclose(f);
+    return text;
+}
+
 static const char *errors(void)
 {
     static char text[1024];
@@ -355,6 +374,33 @@ START_TEST(maps_are_results)
     ck_assert_uint_eq(counts.done, 2);
     ck_assert(result_is(10, (float[]){10, 11, 12}, 3));
     ck_assert(!has_result(50));
+}
+END_TEST
+
+/* What each picture has, in their order; also after a run that was resumed. */
+START_TEST(lists_are_joined)
+{
+    static char *both[] = {"npy", "list", NULL};
+    char *text;
+
+    head.joined = "list";
+    head.joined_as = "all";
+    settings.kinds = both;
+    for (int i = 1; i <= 4; i++)
+        picture(i * 10, 8);
+    fail_on = 20;
+    fail_rc = MP_ENOMEM;
+    ck_assert_int_eq(run(0), 0);
+    text = read_text("out/all.json");
+    ck_assert_str_eq(text, "[\n {\"n\":10},\n {\"n\":30},\n {\"n\":40}\n]\n");
+    free(text);
+    fail_on = 0;
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.skipped, 3);
+    text = read_text("out/all.json");
+    ck_assert_str_eq(text, "[\n {\"n\":10},\n {\"n\":20},\n {\"n\":30},\n "
+                           "{\"n\":40}\n]\n");
+    free(text);
 }
 END_TEST
 
@@ -523,6 +569,7 @@ int main(void)
     tcase_add_test(t, windows_of_one_picture);
     tcase_add_loop_test(t, groups_of_one_picture, 1, 5);
     tcase_add_test(t, maps_are_results);
+    tcase_add_test(t, lists_are_joined);
     tcase_add_loop_test(t, raw_is_what_the_network_gave, 0, 2);
     tcase_add_loop_test(t, a_view_that_the_network_refuses, 1, 5);
     tcase_add_loop_test(t, one_window_fails_its_picture, 1, 8);
