@@ -14,6 +14,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
 	%reldir%/module.c %reldir%/module.h \
+	%reldir%/npy.c \
 	%reldir%/op.c \
 	%reldir%/option.c %reldir%/option.h \
 	%reldir%/picture.c \
