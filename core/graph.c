@@ -549,6 +549,13 @@ mp_node mp_pad(struct mp_graph *g, mp_node x, int64_t top, int64_t left,
                    (struct mp_attr){.start = top, .left = left});
 }
 
+mp_node mp_flip(struct mp_graph *g, mp_node x, int axis)
+{
+    return unary(
+        g, MP_OP_FLIP, x,
+        (struct mp_attr){.axis = axis < 0 ? axis + mp_ndim(g, x) : axis});
+}
+
 mp_node mp_softmax(struct mp_graph *g, mp_node x)
 {
     return unary(g, MP_OP_SOFTMAX, x, (struct mp_attr){0});

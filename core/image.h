@@ -12,6 +12,7 @@
 #ifndef CORE_IMAGE_H
 #define CORE_IMAGE_H
 
+#include <stdio.h>
 #include "mpipe/plugin.h"
 
 #define MP_IMAGE_MAX_PIXELS ((int64_t)1 << 28)
@@ -54,6 +55,10 @@ void mp_resize_nearest_u8(uint8_t *dst, int32_t dw, int32_t dh,
 /* f32 bilinear, align_corners = false, no antialiasing: H x W x channels. */
 int mp_resize_f32(float *dst, int32_t dw, int32_t dh, const float *src,
                   int32_t sw, int32_t sh, int channels, struct mp_error *err);
+/* Draw src through the 2 x 3 matrix m (source to destination pixels), bit-exact
+ * to OpenCV's warpAffine with INTER_LINEAR and a border of zeros: H x W x 3. */
+void mp_warp_u8(uint8_t *dst, int32_t dw, int32_t dh, const uint8_t *src,
+                int32_t sw, int32_t sh, const float m[6]);
 /* Keep-ratio size: (w,h) scaled to fit (a,b) in either order; at least 1. */
 void mp_rescale_size(int32_t *nw, int32_t *nh, int32_t w, int32_t h, int32_t a,
                      int32_t b);
@@ -78,7 +83,17 @@ int mp_npy_read(float **out, int32_t *width, int32_t *height, const char *path,
 /* A regular file of at most 1 GiB, whole; malloc'd. */
 int mp_file_read(const char *path, uint8_t **out, size_t *n,
                  struct mp_error *err);
-/* Bytes to a file, through a temporary name. */
+/* A file that gets its name when it is complete: write to f, then close, which
+ * finds errors of writing, too. rc < 0: the writer has failed and has said why;
+ * nothing stays behind. */
+struct mp_file {
+    FILE *f;
+    const char *path; /* borrowed */
+    char *temp;
+};
+int mp_file_open(struct mp_file *o, const char *path, struct mp_error *err);
+int mp_file_close(struct mp_file *o, int rc, struct mp_error *err);
+/* Bytes to a file in this way. */
 int mp_file_write(const char *path, const void *bytes, size_t n,
                   struct mp_error *err);
 /* mkdir -p of the folder part of path. */

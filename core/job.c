@@ -254,24 +254,13 @@ static int remember_time(struct run *r, double seconds, struct mp_error *err)
     return 0;
 }
 
-/* All views of a picture have been seen. */
+/* Merge what has been seen of a picture; when that is all, have it written. */
 static int merge(struct run *r, size_t picture, struct mp_error *err)
 {
     struct slot *s = slot_of(r, picture);
     struct mp_picture_job *p = &s->p;
-    const struct mp_settings *set = r->job->settings;
-    struct mp_sink want = {
-        .kinds = set->kinds, .head = set->plugin, .classes = set->classes};
-    char name[256];
-    struct mp_image img = mp_picture_job_image(p, name);
-    int rc;
+    int rc = mp_picture_job_merge(p, r->job->settings, r->job->pipeline);
 
-    p->stage = "merge";
-    rc = mp_pipeline_merge(r->job->pipeline, &img, p->view, p->nview,
-                           (const float *const *)p->map, p->dim, &want,
-                           p->result, MP_MAX_RESULTS, &p->nresult, &p->err);
-    if (rc)
-        p->nresult = 0;
     /* the network took it, so this is about the settings */
     if (rc && (!is_of_picture(rc) || (rc == MP_EINVAL && !r->merged))) {
         *err = p->err;
@@ -281,6 +270,8 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
         fail_picture(r, picture, rc);
         return 0;
     }
+    if (p->nmerged < p->nview)
+        return 0;
     r->merged = 1;
     r->gone = picture;
     rc = remember_time(r, p->network, err);
@@ -361,7 +352,7 @@ static int run_one(struct run *r, const struct look *look, struct mp_error *err)
     p->stage = "network";
     rc = run_network(r, look, 1, &p->err);
     if (!rc)
-        return p->nmap == p->nview ? merge(r, picture, err) : 0;
+        return merge(r, picture, err);
     if (!is_of_picture(rc)) {
         *err = p->err;
         return rc;
@@ -383,13 +374,11 @@ static int run_some(struct run *r, const struct look *look, size_t n,
     }
     rc = 0;
     for (size_t i = 0; i < n && !rc; i++) {
-        const struct mp_picture_job *p = &slot_of(r, look[i].picture)->p;
-
         if (look[i].picture == r->gone)
             continue; /* its slot is no longer ours */
         if (!done)
             rc = run_one(r, &look[i], err);
-        else if (p->nmap == p->nview)
+        else
             rc = merge(r, look[i].picture, err);
     }
     return rc;
@@ -522,6 +511,10 @@ static int feed(struct run *r, struct mp_error *err)
 
         if (s->rc) {
             set_state(r, s, READY, s->rc);
+            continue;
+        }
+        if (!s->p.nview) { /* nothing to see */
+            set_state(r, s, MERGED, 0);
             continue;
         }
         rc = add_looks(r, k, err);
@@ -685,8 +678,10 @@ static int close_run(struct run *r, int rc, struct mp_error *err)
                         : rc == MP_EINTR ? "interrupted"
                                          : "stopped";
     struct mp_error own = {0};
-    int bad = mp_record_write(r->record, state, &r->counts, &r->seconds, &own);
+    int bad = mp_record_join(r->record, r->job->inputs, &own);
 
+    if (!bad)
+        bad = mp_record_write(r->record, state, &r->counts, &r->seconds, &own);
     if (!bad || rc)
         return rc;
     *err = own;

@@ -3,6 +3,7 @@
 lib_LTLIBRARIES += libmpipe.la
 libmpipe_la_SOURCES = \
 	%reldir%/base.c \
+	%reldir%/boxes.c %reldir%/boxes.h \
 	%reldir%/classes.c %reldir%/classes.h \
 	%reldir%/conf.c %reldir%/conf.h \
 	%reldir%/device.c %reldir%/device.h \
@@ -29,6 +30,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/session.c %reldir%/session.h \
 	%reldir%/settings.c %reldir%/settings.h \
 	%reldir%/sink.c %reldir%/sink.h \
+	%reldir%/warp.c \
 	%reldir%/weights.c %reldir%/weights.h %reldir%/weights_impl.h \
 	%reldir%/weights_diffusers.c \
 	%reldir%/weights_pickle.c \

@@ -231,6 +231,15 @@ static int shape_slice(struct mp_node_def *n,
     return 0;
 }
 
+static int shape_flip(struct mp_node_def *n,
+                      const struct mp_node_def *const *in, struct mp_error *err)
+{
+    if (n->attr.axis < 0 || n->attr.axis >= in[0]->ndim)
+        return bad(n, in, err, "no such axis");
+    like(n, in[0]);
+    return 0;
+}
+
 static int shape_reshape(struct mp_node_def *n,
                          const struct mp_node_def *const *in,
                          struct mp_error *err)
@@ -334,6 +343,7 @@ const struct mp_op_row mp_op_table[MP_OP_COUNT] = {
     ROW(RESIZE,     1, 1,   shape_spatial,   mp_ref_resize),
     ROW(POOL,       1, 1,   shape_spatial,   mp_ref_pool),
     ROW(PAD,        1, 1,   shape_spatial,   mp_ref_pad),
+    ROW(FLIP,       1, 1,   shape_flip,      mp_ref_flip),
     ROW(SOFTMAX,    1, 1,   shape_act,       mp_ref_softmax),
     ROW(ARGMAX,     1, 1,   shape_argmax,    mp_ref_argmax),
     ROW(FLOAT,      1, 1,   shape_float,     mp_ref_float),

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include "boxes.h"
 #include "picture_job.h"
 #include "sink.h"
 
@@ -13,24 +14,63 @@ static int no_memory(struct mp_error *err)
     return mp_fail(err, MP_ENOMEM, "out of memory");
 }
 
+static const char *base_name(const char *stem)
+{
+    const char *slash = strrchr(stem, '/');
+
+    return slash ? slash + 1 : stem;
+}
+
 struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                                      char name[256])
 {
-    const char *slash = strrchr(p->input->stem, '/');
-
-    snprintf(name, 256, "%s", slash ? slash + 1 : p->input->stem);
+    snprintf(name, 256, "%s", base_name(p->input->stem));
     return (struct mp_image){.name = name,
                              .width = p->source.width,
                              .height = p->source.height,
-                             .rgb = p->source.rgb};
+                             .rgb = p->source.rgb,
+                             .id = p->id,
+                             .box = p->box,
+                             .nbox = p->nbox};
+}
+
+/* Who is in it, and what the data set calls it. */
+static int identify(struct mp_picture_job *p, const struct mp_settings *s)
+{
+    const char *stem = p->input->stem;
+    int64_t number = mp_name_number(stem);
+    json_t *id;
+    int rc = 0;
+
+    if (s->boxes)
+        rc = mp_boxes_of(s->boxes, stem, &number, &p->box, &p->nbox, &p->err);
+    else if (!(p->box = calloc(1, sizeof *p->box)))
+        rc = no_memory(&p->err);
+    else
+        p->box[p->nbox++] = (struct mp_box){
+            .w = p->source.width, .h = p->source.height, .score = 1};
+    if (rc)
+        return rc;
+    id = number < 0 && !s->boxes ? mp_json_text(base_name(stem))
+                                 : json_integer(number);
+    p->id = id ? json_dumps(id, JSON_ENCODE_ANY) : NULL;
+    json_decref(id);
+    return p->id ? 0 : no_memory(&p->err);
 }
 
 /* ---- views ---- */
 
 /* A head may be anybody's. */
-static int check_view(const struct mp_view *v, const struct mp_plugin *head,
-                      struct mp_error *err)
+static int check_view(const struct mp_view *v, const struct mp_view *before,
+                      const struct mp_plugin *head, struct mp_error *err)
 {
+    if (before ? v->group != before->group && v->group != before->group + 1
+               : v->group != 0)
+        return mp_fail(err, MP_EINVAL, "head %s: groups of views out of order",
+                       head->name);
+    if (v->warp && v->w > 0 && v->h > 0 &&
+        (int64_t)v->w * v->h <= MP_IMAGE_MAX_PIXELS)
+        return 0;
     if (v->scaled_w < 1 || v->scaled_h < 1 ||
         (int64_t)v->scaled_w * v->scaled_h > MP_IMAGE_MAX_PIXELS)
         return mp_fail(err, MP_EINVAL, "head %s: a picture of %d x %d pixels",
@@ -55,19 +95,19 @@ static int ask_views(struct mp_picture_job *p, const struct mp_settings *s)
 
     if (n < 0)
         return (int)n;
-    if (n == 0 || n > VIEWS_MAX)
+    if ((n == 0 && head->merge) || n > VIEWS_MAX)
         return mp_fail(&p->err, MP_EINVAL, "head %s: %ld views", head->name, n);
     p->nview = (size_t)n;
-    p->view = calloc(p->nview, sizeof *p->view);
-    p->map = calloc(p->nview, sizeof *p->map);
-    p->dim = calloc(p->nview, sizeof *p->dim);
+    p->view = calloc(p->nview + 1, sizeof *p->view);
+    p->map = calloc(p->nview + 1, sizeof *p->map);
+    p->dim = calloc(p->nview + 1, sizeof *p->dim);
     if (!p->view || !p->map || !p->dim)
         return no_memory(&p->err);
     if (head->views(s->head_conf, &img, p->view, p->nview, &p->err) != n)
         return mp_fail(&p->err, MP_EINVAL, "head %s: unsure about its views",
                        head->name);
     for (size_t i = 0; i < p->nview && !rc; i++)
-        rc = check_view(&p->view[i], head, &p->err);
+        rc = check_view(&p->view[i], i ? &p->view[i - 1] : NULL, head, &p->err);
     return rc;
 }
 
@@ -100,24 +140,53 @@ static int scale_to(struct mp_picture_job *p, int32_t w, int32_t h)
                         p->source.height, 3, &p->err);
 }
 
-uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
-                             int *owned)
+static void mirror(uint8_t *px, int32_t w, int32_t h)
 {
-    const struct mp_view *v = &p->view[view];
-    const struct mp_picture *from = at_size(p, v->scaled_w, v->scaled_h);
-    size_t row = (size_t)v->w * 3;
-    uint8_t *px;
+    for (int32_t y = 0; y < h; y++, px += (size_t)w * 3)
+        for (int32_t a = 0, b = w - 1; a < b; a++, b--)
+            for (int c = 0; c < 3; c++) {
+                uint8_t x = px[3 * a + c];
 
-    *owned = v->w != v->scaled_w || v->h != v->scaled_h;
-    if (!*owned)
-        return from->rgb;
-    px = malloc(row * (size_t)v->h);
-    for (int32_t y = 0; px && y < v->h; y++)
+                px[3 * a + c] = px[3 * b + c];
+                px[3 * b + c] = x;
+            }
+}
+
+static void cut_out(uint8_t *px, const struct mp_picture *from,
+                    const struct mp_view *v)
+{
+    size_t row = (size_t)v->w * 3;
+
+    for (int32_t y = 0; y < v->h; y++)
         memcpy(px + row * (size_t)y,
                from->rgb +
                    ((size_t)(v->y + y) * (size_t)from->width + (size_t)v->x) *
                        3,
                row);
+}
+
+uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
+                             int *owned)
+{
+    const struct mp_view *v = &p->view[view];
+    const struct mp_picture *from =
+        v->warp ? &p->source : at_size(p, v->scaled_w, v->scaled_h);
+    uint8_t *px;
+
+    *owned =
+        v->warp || v->mirror || v->w != from->width || v->h != from->height;
+    if (!*owned)
+        return from->rgb;
+    px = malloc((size_t)v->w * (size_t)v->h * 3);
+    if (!px)
+        return NULL;
+    if (v->warp)
+        mp_warp_u8(px, v->w, v->h, from->rgb, from->width, from->height,
+                   v->matrix);
+    else
+        cut_out(px, from, v);
+    if (v->mirror)
+        mirror(px, v->w, v->h);
     return px;
 }
 
@@ -137,10 +206,84 @@ int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
     if (rc)
         return rc;
     p->stage = "views";
-    rc = ask_views(p, s);
+    rc = identify(p, s);
+    if (!rc)
+        rc = ask_views(p, s);
     for (size_t i = 0; i < p->nview && !rc; i++)
-        if (!at_size(p, p->view[i].scaled_w, p->view[i].scaled_h))
+        if (!p->view[i].warp &&
+            !at_size(p, p->view[i].scaled_w, p->view[i].scaled_h))
             rc = scale_to(p, p->view[i].scaled_w, p->view[i].scaled_h);
+    return rc;
+}
+
+/* ---- merging ---- */
+
+static int wants(const struct mp_settings *s, const char *kind)
+{
+    struct mp_sink sink = {.kinds = s->kinds};
+
+    return mp_sink_wants(&sink, kind);
+}
+
+/* Views of the group that begins at `first`; 0: one has not been seen. */
+static size_t count_group(const struct mp_picture_job *p, size_t first)
+{
+    size_t end = first;
+
+    while (end < p->nview && p->view[end].group == p->view[first].group)
+        if (!p->map[end++])
+            return 0;
+    return end - first;
+}
+
+static int merge_group(struct mp_picture_job *p, const struct mp_settings *s,
+                       struct mp_pipeline *pipeline, size_t n)
+{
+    struct mp_sink want = {
+        .kinds = s->kinds, .head = s->plugin, .classes = s->classes};
+    char name[256];
+    struct mp_image img = mp_picture_job_image(p, name);
+    size_t first = p->nmerged;
+    struct mp_group q = {.img = &img,
+                         .view = p->view + first,
+                         .map = (const float *const *)p->map + first,
+                         .dim = (const int64_t(*)[3])p->dim + first,
+                         .nview = n,
+                         .nth = p->view[first].group,
+                         .count = p->view[p->nview - 1].group + 1,
+                         .sum = p->sum.data ? &p->sum : NULL,
+                         .want = &want};
+    int is_last = q.nth + 1 == q.count;
+    struct mp_tensor sum = {.data = NULL};
+    size_t nsum;
+    int rc = is_last ? mp_pipeline_merge(pipeline, &q, p->result,
+                                         MP_MAX_RESULTS, &p->nresult, &p->err)
+                     : mp_pipeline_merge(pipeline, &q, &sum, 1, &nsum, &p->err);
+
+    free((void *)p->sum.data);
+    p->sum = sum;
+    if (rc)
+        p->nresult = 0;
+    return rc;
+}
+
+int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
+                         struct mp_pipeline *pipeline)
+{
+    int keep = !s->plugin->merge || wants(s, MP_KIND_RAW);
+    int rc = 0;
+    size_t n;
+
+    p->stage = "merge";
+    while (!rc && p->nmerged < p->nview && (n = count_group(p, p->nmerged))) {
+        if (s->plugin->merge)
+            rc = merge_group(p, s, pipeline, n);
+        for (; n; n--, p->nmerged++)
+            if (!keep) {
+                free(p->map[p->nmerged]);
+                p->map[p->nmerged] = NULL;
+            }
+    }
     return rc;
 }
 
@@ -158,6 +301,8 @@ static int write_raw(struct mp_picture_job *p, struct mp_sink *sink)
     float *all;
     int rc;
 
+    if (!p->nview)
+        return mp_fail(&p->err, MP_ENOTSUP, "formats: raw of no view at all");
     for (size_t i = 1; i < p->nview; i++)
         if (memcmp(p->dim[i], d, sizeof *p->dim))
             return mp_fail(&p->err, MP_ENOTSUP,
@@ -172,6 +317,19 @@ static int write_raw(struct mp_picture_job *p, struct mp_sink *sink)
     return rc;
 }
 
+/* For heads that do not merge. */
+static struct mp_tensor *maps_as_results(const struct mp_picture_job *p)
+{
+    struct mp_tensor *t = calloc(p->nview + 1, sizeof *t);
+
+    for (size_t i = 0; t && i < p->nview; i++) {
+        t[i] = (struct mp_tensor){
+            .name = "map", .dtype = MP_F32, .ndim = 3, .data = p->map[i]};
+        memcpy(t[i].dim, p->dim[i], sizeof *p->dim);
+    }
+    return t;
+}
+
 int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                          const char *out)
 {
@@ -182,13 +340,18 @@ int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                            .classes = s->classes};
     char name[256];
     struct mp_image img = mp_picture_job_image(p, name);
-    int rc;
+    struct mp_tensor *maps = NULL;
+    int rc = 0;
 
     p->stage = "write";
-    rc = s->plugin->decode(s->head_conf, &img, p->result, p->nresult, &sink,
-                           &p->err);
+    if (!s->plugin->merge && !(maps = maps_as_results(p)))
+        rc = no_memory(&p->err);
+    if (!rc)
+        rc = s->plugin->decode(s->head_conf, &img, maps ? maps : p->result,
+                               maps ? p->nview : p->nresult, &sink, &p->err);
     if (!rc && mp_sink_wants(&sink, MP_KIND_RAW))
         rc = write_raw(p, &sink);
+    free(maps);
     return rc;
 }
 
@@ -201,6 +364,9 @@ void mp_picture_job_free(struct mp_picture_job *p)
     for (size_t i = 0; i < p->nresult; i++)
         free((void *)p->result[i].data);
     mp_picture_free(&p->source);
+    free((void *)p->sum.data);
+    free(p->box);
+    free(p->id);
     free(p->scaled);
     free(p->view);
     free(p->map);

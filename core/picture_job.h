@@ -10,6 +10,7 @@
 
 #include "image.h"
 #include "inputs.h"
+#include "pipeline.h"
 #include "settings.h"
 
 #define MP_MAX_RESULTS 16
@@ -21,10 +22,16 @@ struct mp_picture_job {
     struct mp_picture source;
     struct mp_picture *scaled; /* each size that views need, but its own */
     size_t nscaled;
+    struct mp_box *box;
+    size_t nbox;
+    char *id; /* JSON */
     struct mp_view *view;
-    float **map; /* of each view, when the network has seen it */
+    float **map; /* of each view, from when the network has seen it until its
+                    group is merged */
     int64_t (*dim)[3];
-    size_t nview, nmap;
+    size_t nview, nmap;   /* nmap: seen so far */
+    size_t nmerged;       /* views whose group is merged */
+    struct mp_tensor sum; /* of the groups merged; data NULL: none */
     struct mp_tensor result[MP_MAX_RESULTS];
     size_t nresult;
     double network; /* seconds */
@@ -39,6 +46,10 @@ uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
 /* For the head. */
 struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                                      char name[256]);
+/* Merge the groups of views that the network has seen, in their order; after
+ * the last, nmerged is nview. */
+int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
+                         struct mp_pipeline *pipeline);
 /* Results to files. */
 int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                          const char *out);

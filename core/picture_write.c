@@ -21,12 +21,6 @@
  * Files
  */
 
-struct file_out {
-    FILE *f;
-    const char *path;
-    char *temp;
-};
-
 /* As much of a file name as leaves room for the rest of the temporary one,
  * without cutting a UTF-8 character. */
 static int name_length(const char *name)
@@ -39,13 +33,13 @@ static int name_length(const char *name)
     return (int)n;
 }
 
-static int out_open(struct file_out *o, const char *path, struct mp_error *err)
+int mp_file_open(struct mp_file *o, const char *path, struct mp_error *err)
 {
     const char *slash = strrchr(path, '/');
     int folder = slash ? (int)(slash + 1 - path) : 0, fd = -1;
     const char *name = path + folder;
 
-    *o = (struct file_out){.path = path};
+    *o = (struct mp_file){.path = path};
     if (*name == '\0')
         return mp_fail(err, MP_EINVAL, "a file name is wanted, not \"%s\"",
                        path);
@@ -72,8 +66,7 @@ static int out_open(struct file_out *o, const char *path, struct mp_error *err)
     return MP_EIO;
 }
 
-/* rc < 0: the writer failed and has said why; nothing stays behind. */
-static int out_close(struct file_out *o, int rc, struct mp_error *err)
+int mp_file_close(struct mp_file *o, int rc, struct mp_error *err)
 {
     int bad = ferror(o->f), code = errno;
 
@@ -96,13 +89,13 @@ static int out_close(struct file_out *o, int rc, struct mp_error *err)
 int mp_file_write(const char *path, const void *bytes, size_t n,
                   struct mp_error *err)
 {
-    struct file_out o;
-    int rc = out_open(&o, path, err);
+    struct mp_file o;
+    int rc = mp_file_open(&o, path, err);
 
     if (rc < 0)
         return rc;
     fwrite(bytes, 1, n, o.f);
-    return out_close(&o, 0, err);
+    return mp_file_close(&o, 0, err);
 }
 
 int mp_file_parents(const char *path, struct mp_error *err)
@@ -143,7 +136,7 @@ int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
     unsigned char head[512] = "\x93NUMPY\1"; /* 8 x 21 digits fit */
     char *text = (char *)head;
     size_t count = 1, size = sizeof(head);
-    struct file_out o;
+    struct mp_file o;
 
     if ((size_t)t >= sizeof(descr) / sizeof(*descr) || !descr[t] || ndim < 0 ||
         ndim > 8)
@@ -169,12 +162,12 @@ int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
     head[8] = (unsigned char)((n - 10) & 255);
     head[9] = (unsigned char)((n - 10) >> 8);
 
-    rc = out_open(&o, path, err);
+    rc = mp_file_open(&o, path, err);
     if (rc < 0)
         return rc;
     if (fwrite(head, 1, (size_t)n, o.f) == (size_t)n)
         fwrite(data, mp_dtype_size(t), count, o.f);
-    return out_close(&o, 0, err);
+    return mp_file_close(&o, 0, err);
 }
 
 /*
@@ -299,11 +292,11 @@ static int png_check(const struct mp_png *p, struct mp_error *err)
 int mp_png_write(const char *path, const struct mp_png *p, struct mp_error *err)
 {
     struct png_job j = {.p = p};
-    struct file_out o;
+    struct mp_file o;
     int rc = png_check(p, err);
 
     if (rc == 0)
-        rc = out_open(&o, path, err);
+        rc = mp_file_open(&o, path, err);
     if (rc < 0)
         return rc;
     j.f = o.f;
@@ -315,5 +308,5 @@ int mp_png_write(const char *path, const struct mp_png *p, struct mp_error *err)
     png_destroy_write_struct(&j.png, &j.info);
     if (rc < 0)
         mp_fail_in(err, "%s", path);
-    return out_close(&o, rc, err);
+    return mp_file_close(&o, rc, err);
 }

@@ -280,12 +280,12 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
 
 /* What a merge depends on, as bytes to compare; free it. */
 static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
-                       const struct mp_image *img, const struct mp_view *view,
-                       size_t nview, const int64_t (*dim)[3],
-                       const struct mp_sink *want)
+                       const struct mp_group *q)
 {
-    int32_t head[3] = {img->width, img->height, 0};
-    size_t a = sizeof head, b = nview * sizeof *view, c = nview * sizeof *dim;
+    int64_t head[5 + MP_RANK] = {q->img->width, q->img->height, q->nth,
+                                 q->count};
+    size_t a = sizeof head, b = q->nview * sizeof *q->view,
+           c = q->nview * sizeof *q->dim;
     char words[256], *save = NULL, *key = malloc(a + b + c);
 
     if (!key)
@@ -293,65 +293,79 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     snprintf(words, sizeof words, "%s", p->conf.head->formats);
     for (char *word = strtok_r(words, " :", &save); word;
          word = strtok_r(NULL, " :", &save))
-        head[2] = head[2] << 1 | (mp_sink_wants(want, word) != 0);
+        head[4] = head[4] << 1 | (mp_sink_wants(q->want, word) != 0);
+    for (int i = 0; q->sum && i < q->sum->ndim; i++)
+        head[5 + i] = q->sum->dim[i];
     memcpy(key, head, a);
-    memcpy(key + a, view, b);
-    memcpy(key + a + b, dim, c);
+    memcpy(key + a, q->view, b);
+    memcpy(key + a + b, q->dim, c);
     *bytes = a + b + c;
     return key;
 }
 
 static int merge_session(struct mp_pipeline *p, struct cached *c,
-                         const struct mp_image *img, const struct mp_view *view,
-                         size_t nview, const int64_t (*dim)[3],
-                         const struct mp_sink *want, const void *key,
+                         const struct mp_group *q, const void *key,
                          size_t bytes, struct mp_error *err)
 {
     struct mp_graph *g = mp_graph_new(p->weights);
-    mp_node *out = calloc(nview, sizeof *out);
-    int rc;
+    mp_node *out = calloc(q->nview, sizeof *out);
+    struct mp_merge m = {.img = q->img,
+                         .view = q->view,
+                         .out = out,
+                         .nview = q->nview,
+                         .group = q->nth,
+                         .ngroup = q->count,
+                         .want = q->want};
+    int rc = g && out ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
-    for (size_t i = 0; g && out && i < nview; i++)
-        out[i] = mp_input(g, "map", MP_F32, 4,
-                          (int64_t[]){1, dim[i][0], dim[i][1], dim[i][2]});
-    if (g && out) {
-        p->conf.head->merge(p->conf.head_conf, g, img, view, nview, out, want);
+    for (size_t i = 0; !rc && i < q->nview; i++)
+        out[i] =
+            mp_input(g, "map", MP_F32, 4,
+                     (int64_t[]){1, q->dim[i][0], q->dim[i][1], q->dim[i][2]});
+    if (!rc && q->sum)
+        m.sum = mp_input(g, "sum", MP_F32, q->sum->ndim, q->sum->dim);
+    if (!rc) {
+        mp_node sum = p->conf.head->merge(p->conf.head_conf, g, &m);
+
+        if (q->nth + 1 < q->count)
+            mp_output(g, "sum", sum);
         rc = remember(p, c, g, MP_F32, key, bytes, err);
-    } else {
-        rc = mp_fail(err, MP_ENOMEM, "out of memory");
     }
     mp_graph_free(g);
     free(out);
     return rc;
 }
 
-int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_image *img,
-                      const struct mp_view *view, size_t nview,
-                      const float *const *map, const int64_t (*dim)[3],
-                      const struct mp_sink *want, struct mp_tensor *result,
-                      size_t cap, size_t *n, struct mp_error *err)
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
+                      struct mp_tensor *result, size_t cap, size_t *n,
+                      struct mp_error *err)
 {
     size_t bytes = 0;
-    void *key = merge_key(&bytes, p, img, view, nview, dim, want);
+    void *key = merge_key(&bytes, p, q);
+    const void **in = calloc(q->nview + 1, sizeof *in);
     struct cached *c;
     double began;
-    int rc = 0;
+    int rc = key && in ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
-    if (!key)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    c = look_up(p, p->merge, key, bytes);
-    if (!is_hit(c, key, bytes))
-        rc = merge_session(p, c, img, view, nview, dim, want, key, bytes, err);
+    c = rc ? NULL : look_up(p, p->merge, key, bytes);
+    if (c && !is_hit(c, key, bytes))
+        rc = merge_session(p, c, q, key, bytes, err);
     free(key);
-    if (rc)
-        return rc;
-    *n = mp_session_outputs(c->session);
-    if (*n > cap)
-        return mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %zu",
-                       p->conf.head->name, *n, cap);
-    began = now();
-    rc = run(c->session, (const void *const *)map, result, *n, err);
-    p->times.merge += now() - began;
+    if (!rc) {
+        *n = mp_session_outputs(c->session);
+        if (*n > cap)
+            rc = mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %zu",
+                         p->conf.head->name, *n, cap);
+    }
+    if (!rc) {
+        for (size_t i = 0; i < q->nview; i++)
+            in[i] = q->map[i];
+        in[q->nview] = q->sum ? q->sum->data : NULL;
+        began = now();
+        rc = run(c->session, in, result, *n, err);
+        p->times.merge += now() - began;
+    }
+    free(in);
     return rc;
 }
 

@@ -48,14 +48,24 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
                         size_t n, int32_t h, int32_t w, struct mp_tensor *map,
                         struct mp_error *err);
 
-/* The answers of all views of a picture (map[i]: one picture's H x W x C of
- * views[i], shape in dim[i][0..2]) into results; at most cap of them. Each
- * result's data is malloc'd and yours to free. */
-int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_image *img,
-                      const struct mp_view *view, size_t nview,
-                      const float *const *map, const int64_t (*dim)[3],
-                      const struct mp_sink *want, struct mp_tensor *result,
-                      size_t cap, size_t *n, struct mp_error *err);
+/* A group of a picture's views and what the network gave for them. */
+struct mp_group {
+    const struct mp_image *img;
+    const struct mp_view *view;
+    const float *const *map; /* of view[i]: H x W x C */
+    const int64_t (*dim)[3];
+    size_t nview;
+    int32_t nth, count;          /* which group, of how many */
+    const struct mp_tensor *sum; /* of the groups before; NULL in the first */
+    const struct mp_sink *want;
+};
+
+/* The answers of a group into results, at most cap of them; of a group that is
+ * not the last, into the one sum for the next. Each result's data is malloc'd
+ * and yours to free. Only for heads that merge. */
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *group,
+                      struct mp_tensor *result, size_t cap, size_t *n,
+                      struct mp_error *err);
 
 /* What runs: "cpu (AMD EPYC, 2 threads), bf16", and its parts for run.json. */
 const char *mp_pipeline_backend(const struct mp_pipeline *p);

@@ -10,11 +10,15 @@
 #include "classes.h"
 #include "image.h"
 #include "record.h"
+#include "sink.h"
 
 struct mp_record {
     const struct mp_pipeline *pipeline;
     json_t *head; /* the members that do not change */
+    const struct mp_settings *settings;
+    const char *folder;
     char *run, *errors;
+    char *joined;  /* NULL: nothing to join */
     int errors_fd; /* -1: no failure so far */
 };
 
@@ -266,6 +270,13 @@ static int write_labels(const struct mp_settings *s, const char *out,
     return rc;
 }
 
+static int wants_joined(const struct mp_settings *s)
+{
+    struct mp_sink sink = {.kinds = s->kinds};
+
+    return s->plugin->joined && mp_sink_wants(&sink, s->plugin->joined);
+}
+
 int mp_record_open(struct mp_record **out, int *before,
                    const struct mp_settings *settings,
                    const struct mp_pipeline *pipeline, const char *folder,
@@ -280,10 +291,16 @@ int mp_record_open(struct mp_record **out, int *before,
         return no_memory(err);
     r->errors_fd = -1;
     r->pipeline = pipeline;
+    r->settings = settings;
+    r->folder = folder;
     r->head = describe(settings, pipeline, shard);
     r->run = name_in(folder, "run", "json", shard);
     r->errors = name_in(folder, "errors", "jsonl", shard);
     rc = r->head && r->run && r->errors ? 0 : no_memory(err);
+    if (!rc && wants_joined(settings) &&
+        !(r->joined =
+              name_in(folder, settings->plugin->joined_as, "json", shard)))
+        rc = no_memory(err);
     if (!rc)
         rc = mp_file_parents(r->run, err);
     if (!rc)
@@ -309,6 +326,7 @@ void mp_record_free(struct mp_record *r)
     json_decref(r->head);
     free(r->run);
     free(r->errors);
+    free(r->joined);
     free(r);
 }
 
@@ -372,4 +390,58 @@ int mp_record_write(struct mp_record *r, const char *state,
     free(text);
     json_decref(o);
     return rc;
+}
+
+/* The elements of one picture's array, a line each; a picture that failed has
+ * none. */
+static int join_one(FILE *f, size_t *count, const char *path,
+                    struct mp_error *err)
+{
+    json_error_t why;
+    json_t *list, *one;
+    size_t i;
+    int rc = 0;
+
+    if (access(path, F_OK))
+        return 0;
+    list = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    if (!json_is_array(list))
+        rc = mp_fail(err, MP_EFORMAT, "%s: %s", path,
+                     list ? "not a list" : why.text);
+    json_array_foreach(list, i, one)
+    {
+        fputs((*count)++ ? ",\n " : "\n ", f);
+        if (json_dumpf(one, f, JSON_COMPACT | JSON_REAL_PRECISION(15)))
+            rc = no_memory(err);
+    }
+    json_decref(list);
+    return rc;
+}
+
+int mp_record_join(const struct mp_record *r, const struct mp_inputs *in,
+                   struct mp_error *err)
+{
+    struct mp_file out;
+    size_t count = 0;
+    int rc;
+
+    if (!r->joined)
+        return 0;
+    rc = mp_file_open(&out, r->joined, err);
+    if (rc)
+        return rc;
+    fputc('[', out.f);
+    for (size_t i = 0; i < in->n && !rc; i++) {
+        char *path;
+
+        if (asprintf(&path, "%s/%s.%s.json", r->folder, in->at[i].stem,
+                     r->settings->plugin->joined) < 0) {
+            rc = no_memory(err);
+            break;
+        }
+        rc = join_one(out.f, &count, path, err);
+        free(path);
+    }
+    fputs(count ? "\n]\n" : "]\n", out.f);
+    return mp_file_close(&out, rc, err);
 }

@@ -25,6 +25,9 @@
  *                wall clock; network_per_picture: mean, network_median: median
  *                of the network's time for a picture, all its views
  *
+ * OUT/joined_as.json of a head with a joined kind (mpipe/plugin.h): a JSON list,
+ * an element a line, in the order of the pictures; written when the run ends.
+ *
  * errors.jsonl: {"input", "stage", "error"} a line, in the order of the
  * pictures; stage is read, views, network, merge or write. Bytes of names that
  * are no UTF-8 are U+FFFD in all of them.
@@ -59,6 +62,12 @@ void mp_record_free(struct mp_record *r); /* NULL is fine */
 
 int mp_record_failure(struct mp_record *r, const char *input, const char *stage,
                       const char *text, struct mp_error *err);
+
+/* Put the arrays of the head's joined kind of all these pictures that have it
+ * together in OUT/joined_as.json, of part I of N in
+ * OUT/joined_as.I-of-N.json. */
+int mp_record_join(const struct mp_record *r, const struct mp_inputs *in,
+                   struct mp_error *err);
 
 int mp_record_write(struct mp_record *r, const char *state,
                     const struct mp_counts *counts,

@@ -373,6 +373,23 @@ MP_REF(pad)
     }
 }
 
+MP_REF(flip)
+{
+    const struct mp_value *x = arg(s, v, 0);
+    int axis = s->attr.axis;
+    int64_t n = x->dim[axis], inner = 1;
+    const float *from = in[0];
+    float *y = out;
+
+    for (int i = axis + 1; i < x->ndim; i++)
+        inner *= x->dim[i];
+    for (int64_t i = 0; i < (int64_t)v[s->out].count; i++) {
+        int64_t at = i / inner % n;
+
+        y[i] = from[i + (n - 1 - 2 * at) * inner];
+    }
+}
+
 MP_REF(softmax)
 {
     int64_t c = last(&v[s->out]);

@@ -27,6 +27,7 @@ MP_REF(copy);
 MP_REF(resize);
 MP_REF(pool);
 MP_REF(pad);
+MP_REF(flip);
 MP_REF(softmax);
 MP_REF(argmax);
 MP_REF(float);

@@ -129,8 +129,8 @@ static int is_light(enum mp_op op)
 {
     return op == MP_OP_ACT || op == MP_OP_ADD || op == MP_OP_MUL ||
            op == MP_OP_CONCAT || op == MP_OP_SLICE || op == MP_OP_RESIZE ||
-           op == MP_OP_PAD || op == MP_OP_SOFTMAX || op == MP_OP_ARGMAX ||
-           op == MP_OP_FLOAT || op == MP_OP_POOL;
+           op == MP_OP_PAD || op == MP_OP_FLIP || op == MP_OP_SOFTMAX ||
+           op == MP_OP_ARGMAX || op == MP_OP_FLOAT || op == MP_OP_POOL;
 }
 
 /* Pixels until the first real layer, and results from the last one on, stay

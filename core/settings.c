@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "boxes.h"
 #include "classes.h"
 #include "conf.h"
 #include "module.h"
@@ -21,6 +22,9 @@ static const struct mp_option pipeline_rows[] = {
     ROW(pipeline, classes, STRING, "none", 0, 0, NULL, NULL,
         "Class names and colours: ade20k, cityscapes, camvid, demo, or a "
         "FILE.json"),
+    ROW(pipeline, boxes, STRING, "none", 0, 0, NULL, NULL,
+        "Persons in the pictures, for heads that look at each: a FILE.json of "
+        "COCO annotations or detections; none is the whole picture"),
     {0}
 };
 static const struct mp_option model_rows[] = {
@@ -323,6 +327,7 @@ void mp_settings_free(struct mp_settings *s)
 {
     if (!s)
         return;
+    mp_boxes_free(s->boxes);
     mp_classes_free(s->classes);
     free_words(s->kinds);
     free(s->checkpoint);
@@ -415,6 +420,21 @@ static int open_classes(struct mp_settings *s, struct mp_error *err)
     return rc ? mp_fail_in(err, "[pipeline] classes = %s", name) : 0;
 }
 
+static int open_boxes(struct mp_settings *s, struct mp_error *err)
+{
+    const char *name = s->pipeline.boxes;
+    char *path = NULL;
+    int rc;
+
+    if (!strcmp(name, "none") || !*name)
+        return 0;
+    rc = look_for(&path, name, mp_conf_folder(s->conf), "", ".", err);
+    if (!rc)
+        rc = mp_boxes_open(&s->boxes, path, err);
+    free(path);
+    return rc ? mp_fail_in(err, "[pipeline] boxes = %s", name) : 0;
+}
+
 int mp_settings_files(struct mp_settings *s, struct mp_error *err)
 {
     int rc;
@@ -429,7 +449,11 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
                   "MPIPE_MODEL_PATH", MP_DATADIR "/models", err);
     if (rc)
         return mp_fail_in(err, "[model] checkpoint");
-    return s->plugin->uses_classes ? open_classes(s, err) : 0;
+    if (s->plugin->uses_classes)
+        rc = open_classes(s, err);
+    if (!rc && s->plugin->uses_boxes)
+        rc = open_boxes(s, err);
+    return rc;
 }
 
 /* ---- telling ---- */

@@ -4,14 +4,16 @@
  * chosen head with its own section, and the files that they name.
  *
  * Life cycle: mp_settings_open (file, -o, head, all values checked);
- * mp_settings_files (checkpoint and classes found and, the latter, read);
- * mp_settings_free. Threads: main (heads are modules); read-only afterwards.
+ * mp_settings_files (checkpoint, classes and boxes found and, but for the
+ * first, read); mp_settings_free. Threads: main (heads are modules); read-only
+ * afterwards.
  *
  * Files are looked for: a path from the root: there. Else a checkpoint in the
  * folder of the configuration, then in those of MPIPE_MODEL_PATH, then in the
  * installed models; classes by a file name likewise in the folder of the
  * configuration; by a bare word W as classes/W.json in the folders of
- * MPIPE_DATA_PATH, then in the installed conf.
+ * MPIPE_DATA_PATH, then in the installed conf; boxes in the folder of the
+ * configuration, then in the current one.
  */
 #ifndef CORE_SETTINGS_H
 #define CORE_SETTINGS_H
@@ -35,7 +37,7 @@ enum mp_label_kind { MP_LABELS_INDEX, MP_LABELS_IDS, MP_LABELS_AUTO };
 
 struct mp_settings {
     struct {
-        char *head, *classes;
+        char *head, *classes, *boxes;
     } pipeline;
     struct {
         char *checkpoint;
@@ -57,6 +59,7 @@ struct mp_settings {
                                        ends them */
     char *checkpoint;               /* path that exists; mp_settings_files */
     struct mp_classes *classes;     /* NULL: not used; mp_settings_files */
+    struct mp_boxes *boxes;         /* likewise */
     struct mp_conf *conf;
 };
 

@@ -3,9 +3,11 @@
 # A test: one line here, and its one source. A shell test needs no Check.
 unit_tests = \
 	%reldir%/test_base \
+	%reldir%/test_boxes \
 	%reldir%/test_classes \
 	%reldir%/test_coco \
 	%reldir%/test_conf \
+	%reldir%/test_depth \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
 	%reldir%/test_image \
@@ -15,6 +17,7 @@ unit_tests = \
 	%reldir%/test_metrics \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_weights
 shell_tests = \
@@ -22,6 +25,12 @@ shell_tests = \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/options.sh
+
+# What tests of heads share.
+%canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
+	%reldir%/heads.c %reldir%/heads.h
+%canon_reldir%_test_heads_SOURCES = %reldir%/test_heads.c \
+	%reldir%/heads.c %reldir%/heads.h
 
 # Kernels are no part of the library's interface: compiled in.
 %canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \

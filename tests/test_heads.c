@@ -1,146 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_heads.c - the heads without a network: options, views, preparation,
- * merging, results. A sink of its own keeps what the heads write.
+ * test_heads.c - every head without a network: options and views; and of
+ * upernet preparation, merging, results.
  */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "conf.h"
 #include "golden.h"
-#include "graph_impl.h"
-#include "module.h"
-#include "session.h"
-
-/* ---- a sink that keeps everything ---- */
-
-struct kept {
-    const char *kind;
-    struct mp_png png;
-    char text[4][2][96];
-    void *px; /* a copy; of a .npy too */
-    struct mp_tensor npy;
-};
-
-struct mp_sink {
-    const char *wants; /* words */
-    struct mp_classes classes;
-    struct kept kept[4];
-    size_t n;
-};
-
-int mp_sink_wants(const struct mp_sink *s, const char *kind)
-{
-    const char *at = strstr(s->wants, kind);
-
-    return at && (at == s->wants || at[-1] == ' ');
-}
-
-const struct mp_classes *mp_sink_classes(const struct mp_sink *s)
-{
-    return s->classes.count ? &s->classes : NULL;
-}
-
-static struct kept *keep(struct mp_sink *s, const char *kind, const void *px,
-                         size_t bytes)
-{
-    struct kept *k = &s->kept[s->n++];
-
-    ck_assert_uint_le(s->n, 4);
-    k->kind = kind;
-    k->px = malloc(bytes);
-    memcpy(k->px, px, bytes);
-    return k;
-}
-
-int mp_sink_png(struct mp_sink *s, const char *kind, const struct mp_png *png,
-                struct mp_error *err)
-{
-    size_t n = (size_t)png->width * (size_t)png->height;
-    struct kept *k =
-        keep(s, kind, png->px,
-             n * (size_t)png->channels * (png->bits == 16 ? 2 : 1));
-
-    (void)err;
-    k->png = *png;
-    for (size_t i = 0; i < png->ntext && i < 4; i++) {
-        snprintf(k->text[i][0], 96, "%s", png->text[i].key);
-        snprintf(k->text[i][1], 96, "%s", png->text[i].value);
-    }
-    return 0;
-}
-
-int mp_sink_npy(struct mp_sink *s, const char *kind, const struct mp_tensor *t,
-                struct mp_error *err)
-{
-    size_t n = (size_t)mp_shape_count(t->ndim, t->dim);
-
-    (void)err;
-    keep(s, kind, t->data, n * mp_dtype_size(t->dtype))->npy = *t;
-    return 0;
-}
-
-int mp_sink_json(struct mp_sink *s, const char *kind, const char *text,
-                 struct mp_error *err)
-{
-    (void)err;
-    keep(s, kind, text, strlen(text) + 1);
-    return 0;
-}
-
-static void sink_free(struct mp_sink *s)
-{
-    for (size_t i = 0; i < s->n; i++)
-        free(s->kept[i].px);
-}
-
-/* ---- a configured head ---- */
-
-struct head {
-    const struct mp_plugin *p;
-    struct mp_conf *c;
-    void *conf;
-};
-
-/* settings: "key=value key=value" */
-static int configure(struct head *h, const char *name, const char *settings,
-                     struct mp_error *err)
-{
-    char words[256], full[300], *save = NULL;
-    int rc = mp_head_find(&h->p, name, err);
-
-    ck_assert_msg(!rc, "%s", err->text);
-    h->c = mp_conf_new();
-    h->conf = calloc(1, h->p->conf_size);
-    snprintf(words, sizeof words, "%s", settings);
-    for (char *w = strtok_r(words, " ", &save); w && !rc;
-         w = strtok_r(NULL, " ", &save)) {
-        snprintf(full, sizeof full, "%s.%s", name, w);
-        rc = mp_conf_set(h->c, full, err);
-    }
-    if (!rc)
-        rc = mp_conf_section(h->c, name, h->p->options, h->conf, err);
-    if (!rc)
-        rc = mp_conf_finish(h->c, NULL, err);
-    return rc ? rc : h->p->check(h->conf, err);
-}
-
-static struct head head_new(const char *name, const char *settings)
-{
-    struct mp_error err = {0};
-    struct head h;
-
-    ck_assert_msg(!configure(&h, name, settings, &err), "%s", err.text);
-    return h;
-}
-
-static void head_free(struct head *h)
-{
-    mp_conf_free(h->c);
-    free(h->conf);
-}
+#include "heads.h"
 
 static const char *const names[] = {"depth", "upernet"};
 
@@ -185,19 +54,6 @@ START_TEST(refusals)
 END_TEST
 
 /* ---- views ---- */
-
-#define CAP 64
-
-static long views(const struct head *h, int w, int hh, struct mp_view *v)
-{
-    struct mp_image img = {.name = "x", .width = w, .height = hh};
-    struct mp_error err = {0};
-    long n = h->p->views(h->conf, &img, v, CAP, &err);
-
-    ck_assert_msg(n > 0, "%s", err.text);
-    ck_assert_int_eq(n, h->p->views(h->conf, &img, NULL, 0, &err));
-    return n;
-}
 
 static int64_t at(json_t *list, size_t i)
 {
@@ -302,50 +158,6 @@ START_TEST(any_shape)
 }
 END_TEST
 
-/* ---- running a graph ---- */
-
-#define ROOM 4
-
-struct result {
-    struct mp_session *s;
-    struct mp_tensor t[ROOM];
-    void *data[ROOM];
-    size_t n;
-    struct mp_arena arena;
-};
-
-static int run(struct result *r, const struct mp_graph *g,
-               const void *const *in, struct mp_error *err)
-{
-    static const struct mp_device_conf one = {0};
-    int rc;
-
-    memset(r, 0, sizeof *r);
-    r->arena.backend = &mp_backend_ref;
-    ck_assert(!mp_backend_ref.open(&r->arena.device, &one, err));
-    rc = mp_session_new(&r->s, &r->arena, g, MP_F32, err);
-    if (rc)
-        return rc;
-    r->n = mp_session_outputs(r->s);
-    ck_assert_uint_le(r->n, ROOM);
-    for (size_t i = 0; i < r->n; i++) {
-        mp_session_output(r->s, i, &r->t[i]);
-        r->data[i] = malloc((size_t)mp_shape_count(r->t[i].ndim, r->t[i].dim) *
-                            sizeof(float));
-        r->t[i].data = r->data[i];
-    }
-    return mp_session_run(r->s, in, r->data, err);
-}
-
-static void result_free(struct result *r)
-{
-    for (size_t i = 0; i < r->n; i++)
-        free(r->data[i]);
-    mp_session_free(r->s);
-    mp_arena_free(&r->arena);
-    mp_backend_ref.close(r->arena.device);
-}
-
 /* ---- preparation ---- */
 
 START_TEST(seg_input)
@@ -368,34 +180,6 @@ START_TEST(seg_input)
     result_free(&r);
     mp_graph_free(g);
     head_free(&h);
-}
-END_TEST
-
-START_TEST(depth_input)
-{
-    static const int64_t size[][4] = {{480, 640, 512, 704},
-                                      {352, 1216, 384, 1280},
-                                      {63, 64, 64, 128},
-                                      {1024, 768, 1088, 832}};
-    struct head one = head_new("depth", ""),
-                two = head_new("depth", "resize_scale=2");
-    struct mp_graph *g = mp_graph_new(NULL);
-
-    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
-        mp_node p = mp_input(g, "p", MP_F32, 4,
-                             (int64_t[]){1, size[i][0], size[i][1], 3});
-        mp_node x = one.p->input(one.conf, g, p);
-        mp_node y = two.p->input(two.conf, g, p);
-
-        ck_assert_int_eq(mp_dim(g, x, 1), size[i][2]);
-        ck_assert_int_eq(mp_dim(g, x, 2), size[i][3]);
-        ck_assert_int_eq(mp_dim(g, y, 1), size[i][2] + 64);
-        ck_assert_int_eq(mp_dim(g, y, 2), size[i][3] + 64);
-    }
-    ck_assert(!mp_graph_check(g, NULL));
-    mp_graph_free(g);
-    head_free(&one);
-    head_free(&two);
 }
 END_TEST
 
@@ -434,7 +218,13 @@ START_TEST(merge_windows)
         in[k] = map[k];
         out[k] = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 16, 16, C});
     }
-    h.p->merge(h.conf, g, &img, v, (size_t)n, out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = out,
+                                  .nview = (size_t)n,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_msg(!run(&r, g, in, &err), "%s", err.text);
     ck_assert_uint_eq(r.n, 2);
     ck_assert_str_eq(r.t[0].name, "labels");
@@ -472,7 +262,13 @@ START_TEST(merge_refuses_classes)
 
     views(&h, 8, 8, v);
     out = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 2, 2, C});
-    h.p->merge(h.conf, g, &img, v, 1, &out, &sink);
+    h.p->merge(h.conf, g,
+               &(struct mp_merge){.img = &img,
+                                  .view = v,
+                                  .out = &out,
+                                  .nview = 1,
+                                  .ngroup = 1,
+                                  .want = &sink});
     ck_assert_int_lt(mp_graph_check(g, &err), 0);
     ck_assert_ptr_nonnull(strstr(err.text, "has 3 classes"));
     ck_assert_ptr_nonnull(strstr(err.text, "ade20k has 150"));
@@ -481,55 +277,7 @@ START_TEST(merge_refuses_classes)
 }
 END_TEST
 
-/* Depth covers the picture, whatever its size. */
-START_TEST(merge_depth)
-{
-    struct head h = head_new("depth", _i ? "size=network" : "");
-    struct mp_sink sink = {.wants = "npy"};
-    struct mp_image img = {.name = "x", .width = 13, .height = 21};
-    struct mp_graph *g = mp_graph_new(NULL);
-    struct mp_error err = {0};
-    float map[16 * 8];
-    struct mp_view v[CAP];
-    struct result r;
-    mp_node out;
-
-    views(&h, 13, 21, v);
-    for (int i = 0; i < 16 * 8; i++)
-        map[i] = 3;
-    out = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, 16, 8, 1});
-    h.p->merge(h.conf, g, &img, v, 1, &out, &sink);
-    ck_assert_msg(!run(&r, g, (const void *const[]){map}, &err), "%s",
-                  err.text);
-    ck_assert_int_eq(r.t[0].ndim, 2);
-    ck_assert_int_eq(r.t[0].dim[0], _i ? 16 : 21);
-    ck_assert_int_eq(r.t[0].dim[1], _i ? 8 : 13);
-    for (int i = 0; i < r.t[0].dim[0] * r.t[0].dim[1]; i++)
-        ck_assert(((float *)r.data[0])[i] == 3);
-    result_free(&r);
-    mp_graph_free(g);
-    head_free(&h);
-}
-END_TEST
-
 /* ---- results ---- */
-
-static void decode(const struct head *h, const struct mp_image *img,
-                   const struct mp_tensor *t, struct mp_sink *sink)
-{
-    struct mp_error err = {0};
-
-    ck_assert_msg(!h->p->decode(h->conf, img, t, 1, sink, &err), "%s",
-                  err.text);
-}
-
-static void same_bytes(const struct golden *g, const char *name, const void *px)
-{
-    const struct golden_tensor *t = golden_get(g, name);
-
-    ck_assert_ptr_nonnull(t);
-    ck_assert_msg(!memcmp(px, t->data, t->count), "%s differs", name);
-}
 
 START_TEST(overlays)
 {
@@ -608,62 +356,6 @@ START_TEST(probabilities)
 }
 END_TEST
 
-START_TEST(depth_color)
-{
-    struct golden *g = golden_open(golden_path("outputs.safetensors"));
-    const struct golden_tensor *d = golden_get(g, "depth");
-    struct mp_tensor t = {"depth", MP_F32, 2, {20, 30}, d->data};
-    struct mp_image img = {.name = "x", .width = 30, .height = 20};
-    struct mp_sink sink = {.wants = "color"};
-    const uint8_t *rgb = golden_get(g, "depth_vis_rgb")->data, *px;
-    float most = 0;
-    char set[64];
-    struct head h;
-
-    for (size_t i = 0; i < d->count; i++)
-        most = fmaxf(most, ((const float *)d->data)[i]);
-    snprintf(set, sizeof set, "color_max=%.17g", (double)most);
-    h = head_new("depth", set);
-    decode(&h, &img, &t, &sink);
-    same_bytes(g, "depth_vis_index", sink.kept[0].px);
-    px = sink.kept[0].px;
-    for (size_t i = 0; i < 3 * d->count; i++)
-        ck_assert_uint_eq(sink.kept[0].png.palette[3 * px[i / 3] + i % 3],
-                          rgb[i]);
-    sink_free(&sink);
-    golden_free(g);
-    head_free(&h);
-}
-END_TEST
-
-START_TEST(depth_png16)
-{
-    static const float metres[] = {9.9999f, 0, -1, NAN, INFINITY, 70, 0.0019f};
-    static const struct {
-        const char *set, *scale;
-        uint16_t want[7];
-    } c[] = {
-        {"", "1000", {9999, 0, 0, 0, 65535, 65535, 1}},
-        {"max_depth=80", "256", {2559, 0, 0, 0, 65535, 17920, 0}},
-        {"png_scale=100", "100", {999, 0, 0, 0, 65535, 7000, 0}},
-    };
-    struct head h = head_new("depth", c[_i].set);
-    struct mp_tensor t = {"depth", MP_F32, 2, {1, 7}, metres};
-    struct mp_image img = {.name = "x", .width = 7, .height = 1};
-    struct mp_sink sink = {.wants = "png16 npy"};
-
-    decode(&h, &img, &t, &sink);
-    ck_assert_uint_eq(sink.n, 2);
-    ck_assert_int_eq(sink.kept[0].png.bits, 16);
-    ck_assert(!memcmp(sink.kept[0].px, c[_i].want, sizeof c[_i].want));
-    ck_assert_str_eq(sink.kept[0].text[0][0], "depth_scale");
-    ck_assert_str_eq(sink.kept[0].text[0][1], c[_i].scale);
-    ck_assert(!memcmp(sink.kept[1].px, metres, sizeof metres));
-    sink_free(&sink);
-    head_free(&h);
-}
-END_TEST
-
 int main(void)
 {
     Suite *s = suite_create("heads");
@@ -678,15 +370,11 @@ int main(void)
     tcase_add_test(t, scale);
     tcase_add_loop_test(t, any_shape, 0, 4);
     tcase_add_test(t, seg_input);
-    tcase_add_test(t, depth_input);
     tcase_add_test(t, merge_windows);
     tcase_add_test(t, merge_refuses_classes);
-    tcase_add_loop_test(t, merge_depth, 0, 2);
     tcase_add_loop_test(t, overlays, 0, 3);
     tcase_add_test(t, many_classes);
     tcase_add_test(t, probabilities);
-    tcase_add_test(t, depth_color);
-    tcase_add_loop_test(t, depth_png16, 0, 3);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);

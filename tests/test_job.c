@@ -55,29 +55,33 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
     return 0;
 }
 
-int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_image *img,
-                      const struct mp_view *view, size_t nview,
-                      const float *const *map, const int64_t (*dim)[3],
-                      const struct mp_sink *want, struct mp_tensor *result,
-                      size_t cap, size_t *n, struct mp_error *e)
+/* The first numbers of the maps of all groups so far, in their order. */
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
+                      struct mp_tensor *result, size_t cap, size_t *n,
+                      struct mp_error *e)
 {
-    float *all = malloc(nview * sizeof *all);
+    size_t before = q->sum ? (size_t)q->sum->dim[0] : 0;
+    float *all = malloc((before + q->nview) * sizeof *all);
 
     (void)p;
-    (void)img;
-    (void)view;
     ck_assert_uint_ge(cap, 1);
-    ck_assert(mp_sink_wants(want, "npy"));
-    for (size_t i = 0; i < nview; i++) {
-        ck_assert_int_eq(dim[i][0] * dim[i][1] * dim[i][2], 1);
-        all[i] = map[i][0];
+    ck_assert(mp_sink_wants(q->want, "npy"));
+    ck_assert(!q->nth == !q->sum);
+    for (size_t i = 0; i < before; i++)
+        all[i] = ((const float *)q->sum->data)[i];
+    for (size_t i = 0; i < q->nview; i++) {
+        ck_assert_int_eq(q->dim[i][0] * q->dim[i][1] * q->dim[i][2], 1);
+        ck_assert_int_eq(q->view[i].group, q->nth);
+        all[before + i] = q->map[i][0];
     }
     if (merge_rc) {
         free(all);
         return mp_fail(e, merge_rc, "the merge fails");
     }
-    *result = (struct mp_tensor){
-        .dtype = MP_F32, .ndim = 1, .dim = {(int64_t)nview}, .data = all};
+    *result = (struct mp_tensor){.dtype = MP_F32,
+                                 .ndim = 1,
+                                 .dim = {(int64_t)(before + q->nview)},
+                                 .data = all};
     *n = 1;
     return 0;
 }
@@ -115,7 +119,7 @@ const char *mp_pipeline_network_text(const struct mp_pipeline *p)
 
 /* ---- the head: one view, or as many windows of 8 x 8 as fit across ---- */
 
-static int windows, outside;
+static int windows, outside, grouped;
 
 static long views(const void *conf, const struct mp_image *img,
                   struct mp_view *view, size_t cap, struct mp_error *e)
@@ -130,22 +134,56 @@ static long views(const void *conf, const struct mp_image *img,
                                    .x = windows ? (int32_t)i * 8 : 0,
                                    .y = outside && img->rgb[0] == outside,
                                    .w = windows ? 8 : img->width,
-                                   .h = img->height};
+                                   .h = img->height,
+                                   .group = grouped ? (int32_t)i / 2 : 0};
     return n;
 }
+
+static struct mp_plugin head;
 
 static int decode(const void *conf, const struct mp_image *img,
                   const struct mp_tensor *result, size_t n,
                   struct mp_sink *sink, struct mp_error *e)
 {
+    float all[8];
+    struct mp_tensor t = {
+        .dtype = MP_F32, .ndim = 1, .dim = {(int64_t)n}, .data = all};
+
     (void)conf;
-    (void)img;
-    ck_assert_uint_eq(n, 1);
-    return mp_sink_npy(sink, "npy", result, e);
+    if (head.merge)
+        ck_assert_uint_eq(n, 1);
+    if (mp_sink_wants(sink, "list")) {
+        char text[32];
+        int rc;
+
+        snprintf(text, sizeof text, "[{\"n\": %d}]", img->rgb[0]);
+        rc = mp_sink_json(sink, "list", text, e);
+        if (rc)
+            return rc;
+    }
+    if (head.merge || !n)
+        return n ? mp_sink_npy(sink, "npy", result, e) : 0;
+    ck_assert_uint_le(n, 8);
+    for (size_t i = 0; i < n; i++)
+        all[i] = *(const float *)result[i].data;
+    return mp_sink_npy(sink, "npy", &t, e);
 }
 
-static const struct mp_plugin head = {
-    .name = "fake", .formats = "npy : other", .views = views, .decode = decode};
+static mp_node merge(const void *conf, struct mp_graph *g,
+                     const struct mp_merge *m)
+{
+    (void)conf;
+    (void)g;
+    (void)m;
+    ck_abort_msg("the pipeline above does not ask the head");
+    return (mp_node){0};
+}
+
+static struct mp_plugin head = {.name = "fake",
+                                .formats = "npy : other list",
+                                .views = views,
+                                .merge = merge,
+                                .decode = decode};
 
 /* ---- a run ---- */
 
@@ -246,6 +284,17 @@ static const char *state(void)
     return text;
 }
 
+static char *read_text(const char *name)
+{
+    char *text = calloc(1, 4096);
+    FILE *f = fopen(name, "r");
+
+    ck_assert_msg(f != NULL, "%s", name);
+    (void)fread(text, 1, 4095, f);
+    fclose(f);
+    return text;
+}
+
 static const char *errors(void)
 {
     static char text[1024];
@@ -300,11 +349,67 @@ START_TEST(windows_of_one_picture)
 }
 END_TEST
 
+/* Merged two by two, whatever the network saw together. */
+START_TEST(groups_of_one_picture)
+{
+    windows = grouped = 1;
+    picture(10, 40);
+    picture(50, 16);
+    settings.compute.batch = _i;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert(result_is(10, (float[]){10, 11, 12, 13, 14}, 5));
+    ck_assert(result_is(50, (float[]){50, 51}, 2));
+}
+END_TEST
+
+/* A head that does not merge gets the maps, of which there may be none. */
+START_TEST(maps_are_results)
+{
+    head.merge = NULL;
+    windows = 1;
+    picture(10, 24);
+    picture(50, 7);
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_str_eq(calls, "1x8x8 1x8x8 1x8x8");
+    ck_assert_uint_eq(counts.done, 2);
+    ck_assert(result_is(10, (float[]){10, 11, 12}, 3));
+    ck_assert(!has_result(50));
+}
+END_TEST
+
+/* What each picture has, in their order; also after a run that was resumed. */
+START_TEST(lists_are_joined)
+{
+    static char *both[] = {"npy", "list", NULL};
+    char *text;
+
+    head.joined = "list";
+    head.joined_as = "all";
+    settings.kinds = both;
+    for (int i = 1; i <= 4; i++)
+        picture(i * 10, 8);
+    fail_on = 20;
+    fail_rc = MP_ENOMEM;
+    ck_assert_int_eq(run(0), 0);
+    text = read_text("out/all.json");
+    ck_assert_str_eq(text, "[\n {\"n\":10},\n {\"n\":30},\n {\"n\":40}\n]\n");
+    free(text);
+    fail_on = 0;
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.skipped, 3);
+    text = read_text("out/all.json");
+    ck_assert_str_eq(text, "[\n {\"n\":10},\n {\"n\":20},\n {\"n\":30},\n "
+                           "{\"n\":40}\n]\n");
+    free(text);
+}
+END_TEST
+
 START_TEST(raw_is_what_the_network_gave)
 {
     static char *both[] = {"npy", "raw", NULL};
 
     windows = 1;
+    grouped = _i;
     settings.kinds = both;
     picture(10, 24);
     ck_assert_int_eq(run(0), 0);
@@ -462,7 +567,10 @@ int main(void)
     tcase_add_test(t, every_picture_by_itself);
     tcase_add_test(t, views_of_one_size_go_together);
     tcase_add_test(t, windows_of_one_picture);
-    tcase_add_test(t, raw_is_what_the_network_gave);
+    tcase_add_loop_test(t, groups_of_one_picture, 1, 5);
+    tcase_add_test(t, maps_are_results);
+    tcase_add_test(t, lists_are_joined);
+    tcase_add_loop_test(t, raw_is_what_the_network_gave, 0, 2);
     tcase_add_loop_test(t, a_view_that_the_network_refuses, 1, 5);
     tcase_add_loop_test(t, one_window_fails_its_picture, 1, 8);
     tcase_add_test(t, failures_in_order);

@@ -480,8 +480,13 @@ START_TEST(slide)
     n.g = mp_graph_new(NULL);
     for (long i = 0; i < count; i++)
         out[i] = mp_input(n.g, "map", MP_F32, 4, r[i].t[0].dim);
-    n.head->merge(n.head_conf, n.g, &picture, v, (size_t)count, out,
-                  &want_both);
+    n.head->merge(n.head_conf, n.g,
+                  &(struct mp_merge){.img = &picture,
+                                     .view = v,
+                                     .out = out,
+                                     .nview = (size_t)count,
+                                     .ngroup = 1,
+                                     .want = (struct mp_sink *)&want_both});
     run(&all, n.g, MP_PREC_FP32, in);
     for (size_t i = 0; i < labels->count; i++)
         same += ((int32_t *)all.data[0])[i] == ((uint8_t *)labels->data)[i];

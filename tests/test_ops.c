@@ -494,6 +494,16 @@ static mp_node case_pad(struct mp_graph *g)
     return mp_pad(g, IN(2, 3, 4, 7), 2, 1, 9, 6);
 }
 
+static mp_node case_flip(struct mp_graph *g)
+{
+    return mp_flip(g, IN(2, 3, 5, 7), 2);
+}
+
+static mp_node case_flip_last(struct mp_graph *g)
+{
+    return mp_flip(g, IN(3, 17), -1);
+}
+
 static mp_node case_softmax(struct mp_graph *g)
 {
     return mp_softmax(g, mp_mul(g, IN(1, 9, 5, 150), mp_scalar(g, 60)));
@@ -600,6 +610,8 @@ static const struct {
     C(pool),
     C(pool_repeat),
     C(pad),
+    C(flip),
+    C(flip_last),
     C(softmax),
     C(float),
     C(argmax),

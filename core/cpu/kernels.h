@@ -75,6 +75,9 @@ size_t k_group_norm_scratch(int64_t n, int64_t hw, int64_t c, int64_t groups);
 void k_group_norm(struct k_out y, struct k_in x, struct k_in weight,
                   struct k_in bias, int64_t n, int64_t hw, int64_t c,
                   int64_t groups, float eps, int act, void *scratch);
+/* x outer,N,inner: N in reverse order. */
+void k_flip(struct k_out y, struct k_in x, int64_t outer, int64_t n,
+            int64_t inner);
 /* x rows,C; in place. */
 size_t k_layer_norm_scratch(int64_t c);
 void k_layer_norm(struct k_out y, struct k_in x, struct k_in weight,

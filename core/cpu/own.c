@@ -242,6 +242,18 @@ static void pad(const struct call *k)
           k->s->attr.left, y[1], y[2]);
 }
 
+static void flip(const struct call *k)
+{
+    const struct mp_value *x = in_value(k, 0);
+    int axis = k->s->attr.axis;
+    int64_t inner = 1;
+
+    for (int i = axis + 1; i < x->ndim; i++)
+        inner *= x->dim[i];
+    k_flip(out(k), in(k, 0), (int64_t)x->count / inner / x->dim[axis],
+           x->dim[axis], inner);
+}
+
 static void softmax(const struct call *k)
 {
     const struct mp_value *x = in_value(k, 0);
@@ -274,6 +286,7 @@ static const struct {
     [MP_OP_RESIZE] = {resize, resize_scratch, "own"},
     [MP_OP_POOL] = {pool, NULL, "own"},
     [MP_OP_PAD] = {pad, NULL, "own"},
+    [MP_OP_FLIP] = {flip, NULL, "own"},
     [MP_OP_SOFTMAX] = {softmax, NULL, "own"},
     [MP_OP_ARGMAX] = {argmax, NULL, "own"},
     [MP_OP_FLOAT] = {to_float, NULL, "own"},

@@ -188,6 +188,14 @@ void k_pad(struct k_out y, struct k_in x, int64_t n, int64_t h, int64_t w,
     }
 }
 
+void k_flip(struct k_out y, struct k_in x, int64_t outer, int64_t n,
+            int64_t inner)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < outer * n; i++)
+        k_copy_run(y, i * inner, x, (i + n - 1 - 2 * (i % n)) * inner, inner);
+}
+
 /* ---- over the last dimension ---- */
 
 K_MULTI(max_row, (float *most, const float *x, int64_t n), (most, x, n))

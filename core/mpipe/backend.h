@@ -52,6 +52,7 @@ extern "C" {
     X(RESIZE, "resize")                                                        \
     X(POOL, "pool")                                                            \
     X(PAD, "pad")                                                              \
+    X(FLIP, "flip")                                                            \
     X(SOFTMAX, "softmax")                                                      \
     X(ARGMAX, "argmax")                                                        \
     X(FLOAT, "float")
@@ -74,7 +75,7 @@ struct mp_attr {
                         after the residual */
     int32_t groups;  /* GROUP_NORM */
     int32_t heads;   /* ATTENTION */
-    int32_t axis;    /* CONCAT, SLICE: 0.. */
+    int32_t axis;    /* CONCAT, SLICE, FLIP: 0.. */
     int32_t nearest; /* RESIZE: nearest instead of bilinear */
     int64_t start;   /* SLICE: first index. PAD: top */
     int64_t left;    /* PAD */

@@ -141,6 +141,9 @@ MP_API mp_node mp_pool_avg(struct mp_graph *g, mp_node x, int64_t h, int64_t w);
 /* Put x N,H,W,C at (top, left) of a map of zeros N,h,w,C. */
 MP_API mp_node mp_pad(struct mp_graph *g, mp_node x, int64_t top, int64_t left,
                       int64_t h, int64_t w);
+/* In reverse order along axis (negative: from the end): of a map, axis 2 swaps
+ * left and right. */
+MP_API mp_node mp_flip(struct mp_graph *g, mp_node x, int axis);
 /* Over the last dimension; argmax: the first maximum, as i32, without that
  * dimension. */
 MP_API mp_node mp_softmax(struct mp_graph *g, mp_node x);

@@ -13,8 +13,9 @@
  * sockets or threads, and keeps no state outside its configuration.
  *
  * Order: check once; for each shape input, build; for each picture views,
- * (network on every view), merge, decode. check, input, build and merge run
- * alone; views and decode may run for several pictures at once.
+ * (network on every view), merge for each group of views, decode. check, input,
+ * build and merge run alone; views and decode may run for several pictures at
+ * once.
  *
  * See mpipe_plugin(3) for a complete example.
  */
@@ -27,23 +28,41 @@
 extern "C" {
 #endif
 
-#define MP_PLUGIN_ABI 1
+#define MP_PLUGIN_ABI 2
 
 /* The name under which libltdl finds it. */
 #define MP_PLUGIN(head)                                                        \
     extern const struct mp_plugin head##_LTX_mp_plugin;                        \
     const struct mp_plugin head##_LTX_mp_plugin
 
-struct mp_image {          /* a source picture; borrowed during the call */
-    const char *name;      /* file name without folder and suffix */
-    int32_t width, height; /* pixels */
-    const uint8_t *rgb;    /* height x width x 3, row-major */
+struct mp_box {        /* around an object; not clipped to the picture */
+    double x, y, w, h; /* source pixels; x, y: its left upper corner */
+    double score;      /* of the detector, 1 for annotations */
+};
+
+struct mp_sink;
+
+struct mp_image {             /* a source picture; borrowed during the call */
+    const char *name;         /* file name without folder and suffix */
+    int32_t width, height;    /* pixels */
+    const uint8_t *rgb;       /* height x width x 3, row-major */
+    const char *id;           /* the picture's, as JSON: a number or a "text" */
+    const struct mp_box *box; /* heads with uses_boxes: of [pipeline] boxes, in
+                                 the file's order; without: the picture */
+    size_t nbox;
 };
 
 struct mp_view { /* one look of the network at a source picture */
     int32_t scaled_w, scaled_h; /* the picture is resized to this first (u8
                                    bilinear; its own size: untouched) */
     int32_t x, y, w, h;         /* then this box is cut out, in scaled pixels */
+    int32_t warp;               /* nonzero: none of that, but w x h pixels are
+                                   drawn through matrix: u8 bilinear, black
+                                   outside the picture */
+    float matrix[6];            /* 2 x 3, from source to view pixels */
+    int32_t mirror;             /* nonzero: left and right swapped at last */
+    int32_t group; /* views that are merged together: 0 for the first view,
+                      then the same or one more */
 };
 
 struct mp_features { /* what the backbone hands to build() */
@@ -51,6 +70,17 @@ struct mp_features { /* what the backbone hands to build() */
     mp_node prompts; /* T x C, the (adapted) prompts of the last step */
     mp_node latents; /* N x h x w x 4: the VAE's, before the first step */
     int32_t view_h, view_w; /* size of the view, pixels */
+};
+
+/* What merge() is to put together. */
+struct mp_merge {
+    const struct mp_image *img;
+    const struct mp_view *view; /* of one group */
+    const mp_node *out;         /* 1 x h x w x C of each view */
+    size_t nview;
+    int32_t group, ngroup; /* which, of how many */
+    mp_node sum; /* what was returned for the group before; none at first */
+    const struct mp_sink *want; /* tells what is asked for */
 };
 
 /* A result tensor, row-major; borrowed during the call. */
@@ -88,7 +118,6 @@ struct mp_png {
 /* Where results go. The sink names the file, encodes and writes it; what is
  * given is borrowed during the call. kind must be one of the head's formats;
  * a kind that the user did not ask for is skipped. */
-struct mp_sink;
 MP_API int mp_sink_wants(const struct mp_sink *s, const char *kind);
 MP_API const struct mp_classes *mp_sink_classes(const struct mp_sink *s);
 MP_API int mp_sink_png(struct mp_sink *s, const char *kind,
@@ -113,12 +142,18 @@ struct mp_plugin {
         *formats;         /* kinds of results, blank-separated; the first ones
                              up to ':' are the default: "labels overlay : probs" */
     int32_t uses_classes; /* nonzero: [pipeline] classes is needed */
+    int32_t uses_boxes;   /* nonzero: [pipeline] boxes is read */
+    const char *joined; /* a kind that is a JSON array for every picture; those
+                           of a run are put together in OUT/joined_as.json.
+                           NULL: none */
+    const char *joined_as;
     const struct mp_option *options; /* its INI section; NULL name ends it */
     size_t conf_size;                /* mpipe allocates, fills and owns it */
     /* Optional: rules that span options. */
     int (*check)(const void *conf, struct mp_error *err);
     /* The views of a picture: their number, at most cap of them stored;
-     * called again with room if there are more. Negative: an error. */
+     * called again with room if there are more. 0: nothing to see. Negative: an
+     * error. */
     long (*views)(const void *conf, const struct mp_image *img,
                   struct mp_view *view, size_t cap, struct mp_error *err);
     /* From pixels (f32 0..255, N x view_h x view_w x 3) to what the VAE
@@ -127,12 +162,13 @@ struct mp_plugin {
     /* The head itself: one map per view, N x h x w x C. */
     mp_node (*build)(const void *conf, struct mp_graph *g,
                      const struct mp_features *f);
-    /* All views of one picture as a graph, so that it runs on the device:
-     * out[i] is 1 x h x w x C of view[i]; call mp_output for each result. want
-     * tells whether a kind is asked for. classes is NULL if not used. */
-    void (*merge)(const void *conf, struct mp_graph *g,
-                  const struct mp_image *img, const struct mp_view *view,
-                  size_t nview, const mp_node *out, const struct mp_sink *want);
+    /* The answers of a group of views as a graph, so that it runs on the
+     * device. In the last group: calls mp_output for each result. In the
+     * others: returns what the next one needs, as a running sum. NULL: the
+     * results are the maps themselves, one H x W x C for each view. */
+    mp_node (*merge)(const void *conf, struct mp_graph *g,
+                     const struct mp_merge *m);
+    /* Results, in the order of mp_output or of the views, into files. */
     int (*decode)(const void *conf, const struct mp_image *img,
                   const struct mp_tensor *result, size_t n,
                   struct mp_sink *sink, struct mp_error *err);

@@ -15,6 +15,8 @@ struct conf {
     int32_t mode;
     int32_t crop[2], stride[2]; /* height, width */
     int32_t scale[2];           /* -1: none */
+    char *ratios;
+    int32_t flip;
     double opacity;
 };
 
@@ -35,16 +37,45 @@ static const struct mp_option options[] = {
     OPT(scale, SIZE, "none", 1, 65536, "none", "px",
         "Fit the picture into this box first, in either orientation, "
         "keeping its shape"),
+    OPT(ratios, STRING, "1", 0, 0, NULL, NULL,
+        "Of scale, or without one of the picture: it is looked at in each "
+        "size, and the probabilities are averaged"),
+    OPT(flip, BOOL, "no", 0, 0, NULL, NULL,
+        "Look at its mirror image in every size, too"),
     OPT(opacity, FLOAT, "0.5", 0, 1, NULL, NULL,
         "Of the class colours in the overlay"),
     {0}
 };
 /* clang-format on */
 
+#define RATIOS_MAX 16
+
+/* The numbers in ratios: how many, or 0 if that is no list of them. */
+static int list_ratios(double ratio[RATIOS_MAX], const char *text)
+{
+    int n = 0;
+
+    for (char *end; *(text += strspn(text, " ")); text = end) {
+        double x = strtod(text, &end);
+
+        if (end == text || (*end && *end != ' ') || n == RATIOS_MAX ||
+            !(x >= 0.1 && x <= 10))
+            return 0;
+        ratio[n++] = x;
+    }
+    return n;
+}
+
 static int check(const void *conf, struct mp_error *err)
 {
     const struct conf *c = conf;
+    double unused[RATIOS_MAX];
 
+    if (!list_ratios(unused, c->ratios))
+        return mp_fail(err, MP_EINVAL,
+                       "ratios = %s: not 1 to %d numbers from 0.1 to 10, "
+                       "separated by blanks",
+                       c->ratios, RATIOS_MAX);
     if (c->stride[0] > c->crop[0] || c->stride[1] > c->crop[1])
         return mp_fail(err, MP_EINVAL,
                        "stride %dx%d is larger than crop %dx%d: pixels would "
@@ -63,18 +94,19 @@ static int32_t at_least(int32_t n)
     return n < SMALLEST ? SMALLEST : n;
 }
 
-/* The picture fitted into the box, in whichever orientation it fits. */
+/* The picture fitted into the box times ratio, in whichever orientation it
+ * fits. */
 static void scaled_size(int32_t *w, int32_t *h, const struct conf *c,
-                        const struct mp_image *img)
+                        const struct mp_image *img, double ratio)
 {
     int32_t side = img->width < img->height ? img->height : img->width;
     int32_t other = img->width + img->height - side;
-    int32_t most = c->scale[0] < c->scale[1] ? c->scale[1] : c->scale[0];
-    int32_t least = c->scale[0] < c->scale[1] ? c->scale[0] : c->scale[1];
-    double f = 1;
+    int32_t a = c->scale[0] > 0 ? c->scale[0] : side;
+    int32_t b = c->scale[0] > 0 ? c->scale[1] : other;
+    double most = trunc((a < b ? b : a) * ratio);
+    double least = trunc((a < b ? a : b) * ratio);
+    double f = fmin(most / side, least / other);
 
-    if (c->scale[0] > 0)
-        f = fmin((double)most / side, (double)least / other);
     *w = at_least((int32_t)(img->width * f + 0.5));
     *h = at_least((int32_t)(img->height * f + 0.5));
 }
@@ -93,15 +125,13 @@ static int32_t window_at(int32_t i, int32_t n, int32_t crop, int32_t stride)
     return i * stride < last ? i * stride : last;
 }
 
-static long views(const void *conf, const struct mp_image *img,
-                  struct mp_view *view, size_t cap, struct mp_error *err)
+/* The windows of one size of the picture, in its mirror image from its left
+ * border on: their number; those stored whose place is below cap. */
+static size_t add_windows(const struct conf *c, struct mp_view v, size_t at,
+                          struct mp_view *view, size_t cap)
 {
-    const struct conf *c = conf;
-    struct mp_view v = {0};
     int32_t rows = 1, cols = 1;
 
-    (void)err;
-    scaled_size(&v.scaled_w, &v.scaled_h, c, img);
     v.w = v.scaled_w;
     v.h = v.scaled_h;
     if (c->mode == SLIDE) {
@@ -111,16 +141,34 @@ static long views(const void *conf, const struct mp_image *img,
         v.w = v.w < c->crop[1] ? v.w : c->crop[1];
     }
     for (int32_t i = 0; i < rows; i++)
-        for (int32_t j = 0; j < cols; j++) {
-            size_t at = (size_t)i * (size_t)cols + (size_t)j;
-
+        for (int32_t j = 0; j < cols; j++, at++) {
             if (at >= cap)
                 continue;
             v.y = window_at(i, v.scaled_h, c->crop[0], c->stride[0]);
             v.x = window_at(j, v.scaled_w, c->crop[1], c->stride[1]);
+            if (v.mirror)
+                v.x = v.scaled_w - v.w - v.x;
             view[at] = v;
         }
-    return (long)rows * cols;
+    return (size_t)rows * (size_t)cols;
+}
+
+static long views(const void *conf, const struct mp_image *img,
+                  struct mp_view *view, size_t cap, struct mp_error *err)
+{
+    const struct conf *c = conf;
+    struct mp_view v = {0};
+    double ratio[RATIOS_MAX];
+    int nratio = list_ratios(ratio, c->ratios);
+    size_t n = 0;
+
+    (void)err;
+    for (int i = 0; i < nratio; i++) {
+        scaled_size(&v.scaled_w, &v.scaled_h, c, img, ratio[i]);
+        for (v.mirror = 0; v.mirror <= c->flip; v.mirror++, v.group++)
+            n += add_windows(c, v, n, view, cap);
+    }
+    return (long)n;
 }
 
 /* ---- network ---- */
@@ -211,6 +259,12 @@ static mp_node build(const void *conf, struct mp_graph *g,
 
 /* ---- merge ---- */
 
+/* Where a window begins in the picture that it is a part of. */
+static int32_t left_of(const struct mp_view *v)
+{
+    return v->mirror ? v->scaled_w - v->w - v->x : v->x;
+}
+
 /* Number of views that cover each pixel, as factors to multiply with. */
 static mp_node weights_of(struct mp_graph *g, const struct mp_view *view,
                           size_t n)
@@ -225,8 +279,8 @@ static mp_node weights_of(struct mp_graph *g, const struct mp_view *view,
     }
     for (size_t i = 0; i < n; i++)
         for (int32_t y = view[i].y; y < view[i].y + view[i].h; y++)
-            for (int32_t k = view[i].x; k < view[i].x + view[i].w; k++)
-                share[(size_t)y * w + (size_t)k]++;
+            for (int32_t k = 0; k < view[i].w; k++)
+                share[(size_t)y * w + (size_t)(left_of(&view[i]) + k)]++;
     for (size_t i = 0; i < h * w; i++)
         share[i] = 1 / share[i];
     x = mp_const(g, 4, (int64_t[]){1, (int64_t)h, (int64_t)w, 1}, share);
@@ -249,7 +303,7 @@ static mp_node average(struct mp_graph *g, const struct mp_view *view, size_t n,
 
         if (n == 1)
             return x;
-        x = mp_pad(g, x, 0, v->x, v->h, v->scaled_w);
+        x = mp_pad(g, x, 0, left_of(v), v->h, v->scaled_w);
         strip = first ? x : mp_add(g, strip, x);
         if (!last)
             continue;
@@ -265,29 +319,48 @@ static int wants_labels(const struct mp_sink *want)
            mp_sink_wants(want, "overlay");
 }
 
-static void merge(const void *conf, struct mp_graph *g,
-                  const struct mp_image *img, const struct mp_view *view,
-                  size_t nview, const mp_node *out, const struct mp_sink *want)
+static int has_classes(struct mp_graph *g, const struct mp_merge *m)
 {
-    const struct mp_classes *classes = mp_sink_classes(want);
-    int64_t have = mp_dim(g, out[0], -1);
-    mp_node logits;
+    const struct mp_classes *classes = mp_sink_classes(m->want);
+    int64_t have = mp_dim(g, m->out[0], -1);
+
+    if (classes && (int64_t)classes->count == have)
+        return 1;
+    mp_graph_fail(g,
+                  "the checkpoint has %d classes, [pipeline] classes = %s "
+                  "has %d",
+                  (int)have, classes ? classes->name : "",
+                  classes ? (int)classes->count : 0);
+    return 0;
+}
+
+/* A group is one size, mirrored or not. Logits are averaged over windows,
+ * probabilities over groups; of a single group, the largest logit is enough. */
+static mp_node merge(const void *conf, struct mp_graph *g,
+                     const struct mp_merge *m)
+{
+    mp_node x = {0};
 
     (void)conf;
-    if (!classes || (int64_t)classes->count != have) {
-        mp_graph_fail(g,
-                      "the checkpoint has %d classes, [pipeline] classes = %s "
-                      "has %d",
-                      (int)have, classes ? classes->name : "",
-                      classes ? (int)classes->count : 0);
-        return;
+    if (!has_classes(g, m))
+        return x;
+    x = average(g, m->view, m->nview, m->out);
+    x = mp_resize_bilinear(g, x, m->img->height, m->img->width);
+    if (m->ngroup > 1) {
+        x = mp_softmax(g, x);
+        if (m->view->mirror)
+            x = mp_flip(g, x, 2);
+        if (m->sum.id)
+            x = mp_add(g, m->sum, x);
+        if (m->group + 1 < m->ngroup)
+            return x;
+        x = mp_mul(g, x, mp_scalar(g, 1 / (float)m->ngroup));
     }
-    logits = average(g, view, nview, out);
-    logits = mp_resize_bilinear(g, logits, img->height, img->width);
-    if (wants_labels(want))
-        mp_output(g, "labels", mp_argmax(g, logits));
-    if (mp_sink_wants(want, "probs"))
-        mp_output(g, "probs", mp_softmax(g, logits));
+    if (wants_labels(m->want))
+        mp_output(g, "labels", mp_argmax(g, x));
+    if (mp_sink_wants(m->want, "probs"))
+        mp_output(g, "probs", m->ngroup > 1 ? x : mp_softmax(g, x));
+    return x;
 }
 
 /* ---- results ---- */
