@@ -41,7 +41,8 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
-	%reldir%/cpu/spatial.c
+	%reldir%/cpu/spatial.c \
+	%reldir%/cpu/winograd.c
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.
