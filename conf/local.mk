@@ -3,6 +3,8 @@
 confdir = $(pkgdatadir)/conf
 dist_conf_DATA = \
 	%reldir%/depth.ini \
+	%reldir%/pose-coco.ini \
+	%reldir%/pose.ini \
 	%reldir%/seg.ini
 
 classesdir = $(pkgdatadir)/conf/classes
