@@ -14,6 +14,7 @@ unit_tests = \
 	%reldir%/test_inputs \
 	%reldir%/test_job \
 	%reldir%/test_kernels \
+	%reldir%/test_metrics \
 	%reldir%/test_net \
 	%reldir%/test_ops \
 	%reldir%/test_pose \

@@ -58,7 +58,8 @@ for file in "$srcdir"/conf/*.ini; do
     grep -v '^;' "$file" > "$dir/sample.ini"
     keys "$dir/sample.ini" > "$dir/sample"
     case ${file##*/} in
-    seg.ini | depth.ini | pose*.ini) compare "$file" "$dir/$head" "$dir/sample" ;;
+    seg.ini | depth*.ini | pose*.ini)
+        compare "$file" "$dir/$head" "$dir/sample" ;;
     esac
 done
 
