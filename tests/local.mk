@@ -77,9 +77,12 @@ noinst_PROGRAMS += %reldir%/full_net
 %canon_reldir%_full_net_LDADD = %reldir%/libhelp.la libmpipe.la \
 	$(JANSSON_LIBS)
 
-demo_weights = models/demo-depth.safetensors models/demo-seg.safetensors
+demo_weights = models/demo-depth.safetensors models/demo-pose.safetensors \
+	models/demo-seg.safetensors
 CLEANFILES += $(demo_weights)
 models/demo-depth.safetensors: %reldir%/golden/keys/tiny_depth.json
+models/demo-pose.safetensors: %reldir%/golden/keys/tiny_pose.json \
+	%reldir%/golden/keys/tiny_depth.json
 models/demo-seg.safetensors: %reldir%/golden/keys/tiny_seg.json
 $(demo_weights): %reldir%/make_weights$(EXEEXT)
 	$(AM_V_GEN)$(MKDIR_P) models && %reldir%/make_weights$(EXEEXT) \

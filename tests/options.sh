@@ -37,7 +37,7 @@ compare() {
 }
 
 : > "$dir/all"
-for head in upernet depth; do
+for head in upernet depth pose; do
     "$mpipe" -o pipeline.head=$head --dump-config > "$dir/$head.ini" ||
         fail "--dump-config for $head"
     keys "$dir/$head.ini" > "$dir/$head"
@@ -58,7 +58,8 @@ for file in "$srcdir"/conf/*.ini; do
     grep -v '^;' "$file" > "$dir/sample.ini"
     keys "$dir/sample.ini" > "$dir/sample"
     case ${file##*/} in
-    seg.ini | depth*.ini) compare "$file" "$dir/$head" "$dir/sample" ;;
+    seg.ini | depth*.ini | pose*.ini)
+        compare "$file" "$dir/$head" "$dir/sample" ;;
     esac
 done
 
