@@ -25,7 +25,8 @@ shell_tests = \
 	%reldir%/cli.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
-	%reldir%/options.sh
+	%reldir%/options.sh \
+	%reldir%/seg.sh
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
