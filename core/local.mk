@@ -15,6 +15,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
 	%reldir%/module.c %reldir%/module.h \
+	%reldir%/npy.c \
 	%reldir%/op.c \
 	%reldir%/option.c %reldir%/option.h \
 	%reldir%/picture.c \
@@ -45,7 +46,11 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
-	%reldir%/eval/coco.c %reldir%/eval/coco.h
+	%reldir%/eval/coco.c %reldir%/eval/coco.h \
+	%reldir%/eval/depth_metrics.c \
+	%reldir%/eval/metrics.h \
+	%reldir%/eval/oks.c \
+	%reldir%/eval/seg_metrics.c
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

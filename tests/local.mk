@@ -14,8 +14,10 @@ unit_tests = \
 	%reldir%/test_inputs \
 	%reldir%/test_job \
 	%reldir%/test_kernels \
+	%reldir%/test_metrics \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_pose \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_weights
@@ -37,6 +39,11 @@ shell_tests = \
 	core/cpu/attention.c core/cpu/norm.c core/cpu/pointwise.c \
 	core/cpu/spatial.c core/cpu/kernels.h core/cpu/simd.h
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+
+# The head's parts, beside the head itself.
+%canon_reldir%_test_pose_SOURCES = %reldir%/test_pose.c \
+	plugins/pose/person.c plugins/pose/pose.h plugins/pose/result.c
+%canon_reldir%_test_pose_CFLAGS = $(AM_CFLAGS)
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
 noinst_LTLIBRARIES = %reldir%/libhelp.la
@@ -83,6 +90,7 @@ demo-weights: $(demo_weights)
 EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
 	%reldir%/installcheck.sh \
+	%reldir%/pose_reference.py \
 	%reldir%/data \
 	%reldir%/golden
 

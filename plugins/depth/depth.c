@@ -146,54 +146,16 @@ static mp_node input(const void *conf, struct mp_graph *g, mp_node pixels)
     return mp_resize_bilinear(g, x, h, w);
 }
 
-/* `stages` times twice the size, then a convolution. */
-static mp_node up(struct mp_graph *g, mp_node x, int stages)
-{
-    char name[32];
-
-    for (int i = 0; i < stages; i++) {
-        snprintf(name, sizeof name, "deconv_layers.%d", 3 * i);
-        x = mp_deconv_layer(g, x, name);
-        snprintf(name, sizeof name, "deconv_layers.%d", 3 * i + 1);
-        x = mp_act(g, mp_batch_norm_layer(g, x, name), MP_RELU);
-    }
-    x = mp_conv_layer(g, x, "conv_layers.0", 1, -1);
-    return mp_act(g, mp_batch_norm_layer(g, x, "conv_layers.1"), MP_RELU);
-}
-
-static mp_node conv_norm_relu(struct mp_graph *g, mp_node x)
-{
-    x = mp_conv_layer(g, x, "0", 1, -1);
-    return mp_act(g, mp_group_norm_layer(g, x, "1", 16, 1e-5f), MP_RELU);
-}
-
-/* All four maps at the size of the latents. */
-static mp_node join(struct mp_graph *g, const mp_node map[4])
-{
-    mp_node x[4];
-
-    for (int i = 0; i < 4; i++) {
-        mp_push(g, "encoder.layer%d.", i + 1);
-        x[i] = i ? up(g, map[i], i) : conv_norm_relu(g, map[i]);
-        mp_pop(g);
-    }
-    return mp_concat(g, x, 4, -1);
-}
-
 static mp_node build(const void *conf, struct mp_graph *g,
                      const struct mp_features *f)
 {
     double max_depth = ((const struct depth_conf *)conf)->max_depth;
-    mp_node x = join(g, f->map);
+    mp_node x = mp_prompt_maps(g, f);
 
-    mp_push(g, "encoder.out_layer.");
-    x = conv_norm_relu(g, x);
-    mp_pop(g);
-    x = mp_linear(g, x, f->prompts, (mp_node){0});
     x = mp_resize_bilinear(g, x, f->view_h / 8, f->view_w / 8);
-    mp_push(g, "decoder.");
-    x = up(g, x, 3);
-    mp_pop(g);
+    x = mp_upsample_layers(g, x, "decoder.deconv_layers", 3);
+    x = mp_conv_layer(g, x, "decoder.conv_layers.0", 1, -1);
+    x = mp_act(g, mp_batch_norm_layer(g, x, "decoder.conv_layers.1"), MP_RELU);
     x = mp_act(g, mp_conv_layer(g, x, "last_layer_depth.0", 1, -1), MP_RELU);
     x = mp_conv_layer(g, x, "last_layer_depth.2", 1, -1);
     return mp_mul(g, mp_act(g, x, MP_SIGMOID), mp_scalar(g, (float)max_depth));
