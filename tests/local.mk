@@ -23,6 +23,7 @@ unit_tests = \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
+	%reldir%/depth.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/options.sh \
