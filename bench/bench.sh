@@ -18,10 +18,42 @@ run() {
     "$bench" "$@" --precision bf16 ${BENCH_ARGS:-} || echo "bf16: skipped"
 }
 
+# protocol CHECKPOINT PRESET OPTION...: one picture, from the file to its
+# results; all of it but loading and compiling, over the network's passes
+protocol() {
+    checkpoint=$1 preset=$2
+    shift 2
+    rm -rf "$dir/out"
+    "$builddir/mpipe" -q -c "$srcdir/conf/$preset.ini" "$@" \
+        -o model.checkpoint="$checkpoint" "$srcdir/samples/skier.jpg" \
+        "$dir/out"
+    sed -n 's/^ *"\([a-z_]*\)": \([0-9.e+-]*\),*$/\1 \2/p' "$dir/out/run.json" |
+        awk -v name="$preset" '
+            { t[$1] = $2 }
+            END {
+                all = t["total"] - t["load"] - t["compile"]
+                printf "%-16s network %.2f s, merge %.3f s, picture %.2f s: " \
+                    "%.3f x the network\n", name, t["network"], t["merge"],
+                    all, all / t["network"]
+            }'
+}
+
+protocols() {
+    seg=$1 depth=$2 pose=$3
+    shift 3
+    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k "$@"
+    [ ! -r "$depth" ] || protocol "$depth" depth-nyu
+    [ ! -r "$pose" ] || protocol "$pose" pose -o pose.flip=yes
+}
+
 for task in seg depth; do
     echo "== tiny $task"
     run --task "$task"
 done
+echo "== tiny networks in the published protocols"
+models=$builddir/models
+protocols "$models/demo-seg.safetensors" "$models/demo-depth.safetensors" \
+    "$models/demo-pose.safetensors" -o pipeline.classes=demo
 if [ -z "$full" ]; then
     echo "full-size networks: skipped, MPIPE_BENCH_FULL is not set"
     exit 0
@@ -34,3 +66,6 @@ for file in seg_ade20k depth_nyu; do
     echo "== full-size $file"
     run --task "${file%%_*}" --checkpoint "$full/$file.safetensors" --worst 15
 done
+echo "== full-size networks in the published protocols"
+protocols "$full/seg_ade20k.safetensors" "$full/depth_nyu.safetensors" \
+    "$full/pose_coco.safetensors"
