@@ -92,6 +92,29 @@ static int is_stopped(const struct run *r)
     return r->job->stop && *r->job->stop;
 }
 
+/* ---- the pipeline ---- */
+
+int mp_job_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                    struct mp_error *err)
+{
+    struct mp_pipeline_conf c = {
+        .head = s->plugin,
+        .head_conf = s->head_conf,
+        .checkpoint = s->checkpoint,
+        .backend = s->compute.backend,
+        .precision = (enum mp_precision)s->compute.precision,
+        .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .strict = s->model.strict,
+    };
+    int rc = mp_pipeline_open(p, &c, err);
+
+    if (rc)
+        return rc;
+    mp_log(MP_LOG_INFO, "backend", "%s", mp_pipeline_backend(*p));
+    mp_log(MP_LOG_INFO, "network", "%s", mp_pipeline_network_text(*p));
+    return 0;
+}
+
 /* ---- the end of a picture ---- */
 
 static void account(struct run *r, const struct slot *s)

@@ -71,21 +71,22 @@ static int understand(const struct npy *a, char *order, int64_t dim[2],
     return 0;
 }
 
-static void put(float *out, const uint8_t *p, size_t n, char order)
+/* In place: the data of n elements moves to the front. */
+static void settle(uint8_t *bytes, const uint8_t *data, size_t n, char order)
 {
     int swap = (order == '>') != (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
 
-    memcpy(out, p, n * sizeof *out);
+    memmove(bytes, data, 4 * n);
     for (size_t i = 0; swap && i < n; i++) {
         uint32_t v;
 
-        memcpy(&v, &out[i], sizeof v);
+        memcpy(&v, bytes + 4 * i, sizeof v);
         v = __builtin_bswap32(v);
-        memcpy(&out[i], &v, sizeof v);
+        memcpy(bytes + 4 * i, &v, sizeof v);
     }
 }
 
-static int decode(float **out, int64_t dim[2], const uint8_t *bytes, size_t n,
+static int decode(int64_t dim[2], uint8_t *bytes, size_t n,
                   struct mp_error *err)
 {
     struct npy a;
@@ -98,15 +99,11 @@ static int decode(float **out, int64_t dim[2], const uint8_t *bytes, size_t n,
     if (rc != 0)
         return rc;
     count = (size_t)(dim[0] * dim[1]);
-    if (a.size != count * sizeof **out)
+    if (a.size != 4 * count)
         return mp_fail(err, MP_EFORMAT,
                        ".npy: %zu bytes of data, not the %zu of %lld x %lld",
-                       a.size, count * sizeof **out, (long long)dim[0],
-                       (long long)dim[1]);
-    *out = malloc(count * sizeof **out);
-    if (*out == NULL)
-        return mp_fail(err, MP_ENOMEM, "out of memory for %zu pixels", count);
-    put(*out, a.data, count, order);
+                       a.size, 4 * count, (long long)dim[0], (long long)dim[1]);
+    settle(bytes, a.data, count, order);
     return 0;
 }
 
@@ -116,14 +113,16 @@ int mp_npy_read(float **out, int32_t *width, int32_t *height, const char *path,
     uint8_t *bytes = NULL;
     int64_t dim[2] = {0, 0};
     size_t n;
-    int rc;
+    int rc = mp_file_read(path, &bytes, &n, err);
 
-    *out = NULL;
-    rc = mp_file_read(path, &bytes, &n, err);
     if (rc == 0)
-        rc = decode(out, dim, bytes, n, err);
+        rc = decode(dim, bytes, n, err);
     *width = (int32_t)dim[1];
     *height = (int32_t)dim[0];
-    free(bytes);
+    *out = (float *)bytes;
+    if (rc != 0) {
+        free(bytes);
+        *out = NULL;
+    }
     return rc;
 }

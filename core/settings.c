@@ -397,13 +397,15 @@ static int look_for(char **out, const char *name, const char *first,
                    installed);
 }
 
-static int open_classes(struct mp_settings *s, struct mp_error *err)
+int mp_settings_classes(struct mp_settings *s, struct mp_error *err)
 {
     const char *name = s->pipeline.classes;
     int is_file = strchr(name, '/') || strchr(name, '.');
     char *path = NULL, *file = NULL;
     int rc;
 
+    if (!s->plugin->uses_classes)
+        return 0;
     if (!strcmp(name, "none") || !*name)
         return mp_fail(err, MP_EINVAL,
                        "[pipeline] classes is not set: head %s needs names and "
@@ -449,8 +451,7 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
                   "MPIPE_MODEL_PATH", MP_DATADIR "/models", err);
     if (rc)
         return mp_fail_in(err, "[model] checkpoint");
-    if (s->plugin->uses_classes)
-        rc = open_classes(s, err);
+    rc = mp_settings_classes(s, err);
     if (!rc && s->plugin->uses_boxes)
         rc = open_boxes(s, err);
     return rc;

@@ -73,6 +73,8 @@ int mp_settings_open(struct mp_settings **out, const char *file,
 void mp_settings_free(struct mp_settings *s); /* NULL is fine */
 
 int mp_settings_files(struct mp_settings *s, struct mp_error *err);
+/* The classes alone, if the head uses them. */
+int mp_settings_classes(struct mp_settings *s, struct mp_error *err);
 
 /* The values in force as an INI file, and as {section: {key: text}}: the
  * latter new, NULL: out of memory. */

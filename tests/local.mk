@@ -23,9 +23,11 @@ unit_tests = \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
+	%reldir%/depth.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
-	%reldir%/options.sh
+	%reldir%/options.sh \
+	%reldir%/seg.sh
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
@@ -36,7 +38,8 @@ shell_tests = \
 # Kernels are no part of the library's interface: compiled in.
 %canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \
 	core/cpu/attention.c core/cpu/norm.c core/cpu/pointwise.c \
-	core/cpu/spatial.c core/cpu/kernels.h core/cpu/simd.h
+	core/cpu/spatial.c core/cpu/winograd.c core/cpu/kernels.h \
+	core/cpu/simd.h
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 
 # The head's parts, beside the head itself.
