@@ -44,6 +44,7 @@ shell_tests = \
 
 # The head's parts, beside the head itself.
 %canon_reldir%_test_pose_SOURCES = %reldir%/test_pose.c \
+	%reldir%/heads.c %reldir%/heads.h \
 	plugins/pose/person.c plugins/pose/pose.h plugins/pose/result.c
 %canon_reldir%_test_pose_CFLAGS = $(AM_CFLAGS)
 

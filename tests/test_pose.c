@@ -2,7 +2,7 @@
 /*
  * test_pose.c - the pose head's persons against the numbers of mmpose 0.24:
  * where they are cut out, how heat maps become key points, which persons stay;
- * and how they are drawn.
+ * how they are drawn; and the head as a whole, without a network and with one.
  */
 #include <check.h>
 #include <math.h>
@@ -11,7 +11,21 @@
 #include <string.h>
 #include <unistd.h>
 #include "golden.h"
+#include "heads.h"
+#include "make_weights.h"
 #include "plugins/pose/pose.h"
+#include "weights.h"
+
+/* of files that tests make */
+static char folder[] = "/tmp/mpipe-pose-XXXXXX";
+
+static int clean_up(void)
+{
+    char command[100];
+
+    snprintf(command, sizeof command, "rm -rf %s/*", folder);
+    return system(command);
+}
 
 #define H 64
 #define W 48
@@ -557,6 +571,395 @@ START_TEST(order)
 }
 END_TEST
 
+/* ---- the head ---- */
+
+static const struct mp_box people[] = {
+    {20, 30, 60, 150, 0.5}, {100, 10, 120, 90, 0.9}, {-30, 90, 100, 140, 0.7}};
+#define PEOPLE 3
+
+static struct mp_image picture_of(const uint8_t *rgb, size_t nbox)
+{
+    return (struct mp_image){.name = "x",
+                             .width = 300,
+                             .height = 200,
+                             .rgb = rgb,
+                             .id = "\"x\"",
+                             .box = people,
+                             .nbox = nbox};
+}
+
+START_TEST(view_of_each)
+{
+    static const struct {
+        const char *settings;
+        size_t first;
+        int mirrored;
+    } c[] = {{"", 0, 0}, {"flip=yes", 0, 1}, {"box_score=0.6 flip=yes", 1, 1}};
+    struct head h = head_new("pose", c[_i].settings);
+    struct mp_image img = picture_of(NULL, PEOPLE);
+    struct mp_error err = {0};
+    size_t each = 1 + (size_t)c[_i].mirrored;
+    size_t n = (PEOPLE - c[_i].first) * each;
+    struct mp_view v[2 * PEOPLE + 1];
+
+    ck_assert_int_eq(h.p->views(h.conf, &img, NULL, 0, &err), n);
+    memset(v, 0x55, sizeof v);
+    ck_assert_int_eq(h.p->views(h.conf, &img, v, n - 1, &err), n);
+    ck_assert_int_eq(v[n - 1].w, 0x55555555); /* there was no room */
+    ck_assert_int_eq(h.p->views(h.conf, &img, v, n, &err), n);
+    for (size_t i = 0; i < n; i++) {
+        struct person p;
+        float m[6];
+
+        person_place(&p, &people[c[_i].first + i / each], 0.75, 1.25);
+        person_matrix(m, &p, 0, 192, 256);
+        ck_assert(!memcmp(v[i].matrix, m, sizeof m));
+        ck_assert(v[i].warp && v[i].w == 192 && v[i].h == 256);
+        ck_assert(v[i].mirror == (int)(i % each) && v[i].group == 0);
+    }
+    img.nbox = 0;
+    ck_assert_int_eq(h.p->views(h.conf, &img, v, n, &err), 0);
+    head_free(&h);
+}
+END_TEST
+
+START_TEST(no_place)
+{
+    static const struct mp_box wrong[] = {{1, 2, 0, 0, 1},
+                                          {1, 2, -5, -5, 1},
+                                          {1, 2, NAN, 3, 1},
+                                          {INFINITY, 2, 3, 3, 1},
+                                          {1, 2, 1e300, 1e300, 1}};
+    struct head h = head_new("pose", "");
+    struct mp_image img = picture_of(NULL, 1);
+    struct mp_error err = {0};
+
+    img.box = &wrong[_i];
+    ck_assert_int_eq(h.p->views(h.conf, &img, NULL, 0, &err), MP_EFORMAT);
+    ck_assert_msg(strstr(err.text, "box 1: ") != NULL, "%s", err.text);
+    head_free(&h);
+}
+END_TEST
+
+START_TEST(pixel_ranges)
+{
+    static const float mean[] = {0.485f, 0.456f, 0.406f},
+                       deviation[] = {0.229f, 0.224f, 0.225f};
+    struct head h = head_new("pose", _i ? "pixels=imagenet" : "");
+    struct mp_graph *g = mp_graph_new(NULL);
+    struct mp_error err = {0};
+    float x[16 * 16 * 3];
+    struct result r;
+
+    for (int i = 0; i < 16 * 16 * 3; i++)
+        x[i] = (float)(i % 256);
+    mp_output(
+        g, "x",
+        h.p->input(h.conf, g,
+                   mp_input(g, "p", MP_F32, 4, (int64_t[]){1, 16, 16, 3})));
+    ck_assert_msg(!run(&r, g, (const void *const[]){x}, &err), "%s", err.text);
+    for (int i = 0; i < 16 * 16 * 3; i++)
+        ck_assert_float_eq_tol(((float *)r.data[0])[i],
+                               _i ? (x[i] / 255 - mean[i % 3]) /
+                                        deviation[i % 3]
+                                  : x[i] / 127.5f - 1,
+                               2e-6f);
+    result_free(&r);
+    mp_graph_free(g);
+    head_free(&h);
+}
+END_TEST
+
+/* A network for other points than COCO's 17. */
+START_TEST(other_points)
+{
+    static const int64_t channels[] = {32, 64, 128, 128};
+    struct head h = head_new("pose", "");
+    struct mp_features f = {.view_h = 64, .view_w = 48};
+    struct mp_weights *w = NULL;
+    struct mp_error err = {0};
+    struct mp_graph *g;
+    char path[64];
+
+    snprintf(path, sizeof path, "%s/21.safetensors", folder);
+    ck_assert_msg(
+        !make_weights(golden_path("keys/tiny_pose_21.json"), path, &err), "%s",
+        err.text);
+    ck_assert_msg(!mp_weights_open(&w, path, &err), "%s", err.text);
+    g = mp_graph_new(w);
+    for (int i = 0; i < 4; i++)
+        f.map[i] = mp_input(g, "map", MP_F32, 4,
+                            (int64_t[]){1, 8 >> i, 8 >> i, channels[i]});
+    f.prompts = mp_input(g, "prompts", MP_F32, 2, (int64_t[]){10, 64});
+    h.p->build(h.conf, g, &f);
+    ck_assert_int_lt(mp_graph_check(g, &err), 0);
+    ck_assert_str_eq(err.text, "the checkpoint has 21 key points; this head "
+                               "knows the 17 of COCO only");
+    mp_graph_free(g);
+    mp_weights_close(w);
+    head_free(&h);
+    ck_assert(!clean_up());
+}
+END_TEST
+
+/* Where point k of person i is, in the picture. */
+static double truth(size_t i, int k, int axis)
+{
+    const struct mp_box *b = &people[i];
+
+    return axis ? b->y + b->h * (0.1 + 0.045 * k)
+                : b->x + b->w * (0.5 + 0.4 * sin(2.3 * k + (double)i));
+}
+
+/* What a perfect network makes of a view, H x W x POINTS: left and right are
+ * those of what it sees. */
+static void perfect(float *map, const struct mp_view *v, size_t person)
+{
+    static const int other[POINTS] = {0,  2, 1,  4,  3,  6,  5,  8, 7,
+                                      10, 9, 12, 11, 14, 13, 16, 15};
+
+    for (int k = 0; k < POINTS; k++) {
+        double x = truth(person, k, 0), y = truth(person, k, 1);
+        double vx =
+            ((double)v->matrix[0] * x + (double)v->matrix[2]) * 47 / 191;
+        double vy =
+            ((double)v->matrix[4] * y + (double)v->matrix[5]) * 63 / 255;
+
+        if (v->mirror)
+            vx = 47 - vx;
+        for (int i = 0; i < H * W; i++) {
+            double dx = i % W - vx, dy = (double)(i / W) - vy;
+
+            map[i * POINTS + (v->mirror ? other[k] : k)] =
+                (float)exp(-(dx * dx + dy * dy) / 8);
+        }
+    }
+}
+
+#define KINDS 3
+
+/* Boxes to views to maps to the points that there are; the best person first,
+ * in all results. */
+START_TEST(there_and_back)
+{
+    static const size_t best_first[] = {1, 2, 0};
+    static float maps[2 * PEOPLE][H * W * POINTS];
+    static uint8_t rgb[300 * 200 * 3];
+    struct head h = head_new("pose", _i ? "flip=yes" : "");
+    struct mp_image img = picture_of(rgb, PEOPLE);
+    struct mp_sink sink = {.wants = "json overlay heatmaps"};
+    struct mp_tensor t[2 * PEOPLE];
+    struct mp_view v[2 * PEOPLE];
+    struct mp_error err = {0};
+    long n = h.p->views(h.conf, &img, v, 2 * PEOPLE, &err);
+    json_t *list;
+
+    for (long i = 0; i < n; i++) {
+        perfect(maps[i], &v[i], (size_t)(_i ? i / 2 : i));
+        t[i] = (struct mp_tensor){NULL, MP_F32, 3, {H, W, POINTS}, maps[i]};
+    }
+    ck_assert_msg(!h.p->decode(h.conf, &img, t, (size_t)n, &sink, &err), "%s",
+                  err.text);
+    ck_assert_uint_eq(sink.n, KINDS);
+    list = json_loads(sink.kept[0].px, 0, NULL);
+    ck_assert_uint_eq(json_array_size(list), PEOPLE);
+    for (size_t i = 0; i < PEOPLE; i++) {
+        json_t *p = json_array_get(list, i);
+        json_t *points = json_object_get(p, "keypoints");
+        size_t who = best_first[i];
+
+        ck_assert_str_eq(json_string_value(json_object_get(p, "image_id")),
+                         "x");
+        ck_assert_double_eq_tol(member(p, "score"), people[who].score, 0.05);
+        for (size_t k = 0; k < 2 * POINTS; k++)
+            ck_assert_double_eq_tol(number(points, 3 * (k / 2) + k % 2),
+                                    truth(who, (int)k / 2, (int)k % 2), 0.1);
+        for (int k = 0; k < POINTS; k++) { /* the same person's maps */
+            const float *row = (const float *)sink.kept[2].px +
+                               (i * POINTS + (size_t)k) * H * W;
+
+            ck_assert_float_eq_tol(
+                row[30 * W + 20],
+                maps[who * (_i ? 2 : 1)][(30 * W + 20) * POINTS + k], 1e-5f);
+        }
+    }
+    ck_assert(sink.kept[1].png.width == 300 && sink.kept[1].png.height == 200);
+    ck_assert_uint_gt(painted(sink.kept[1].px, 300 * 200), 500);
+    ck_assert(sink.kept[2].npy.ndim == 4 && sink.kept[2].npy.dim[0] == PEOPLE &&
+              sink.kept[2].npy.dim[1] == POINTS &&
+              sink.kept[2].npy.dim[2] == H && sink.kept[2].npy.dim[3] == W);
+    json_decref(list);
+    sink_free(&sink);
+    head_free(&h);
+}
+END_TEST
+
+START_TEST(nobody)
+{
+    static uint8_t rgb[300 * 200 * 3] = {1, 2, 3};
+    struct head h = head_new("pose", "flip=yes box_score=0.95");
+    struct mp_image img = picture_of(rgb, PEOPLE);
+    struct mp_sink sink = {.wants = "json overlay heatmaps"};
+    struct mp_error err = {0};
+
+    ck_assert(!h.p->decode(h.conf, &img, NULL, 0, &sink, &err));
+    ck_assert_uint_eq(sink.n, KINDS);
+    ck_assert_str_eq(sink.kept[0].px, "[]\n");
+    ck_assert(!memcmp(sink.kept[1].px, rgb, sizeof rgb));
+    ck_assert_int_eq(sink.kept[2].npy.dim[0], 0);
+    sink_free(&sink);
+    head_free(&h);
+}
+END_TEST
+
+START_TEST(not_finite)
+{
+    static float map[H * W * POINTS];
+    struct head h = head_new("pose", "");
+    struct mp_image img = picture_of(NULL, 1);
+    struct mp_sink sink = {.wants = "json"};
+    struct mp_tensor t = {NULL, MP_F32, 3, {H, W, POINTS}, map};
+    struct mp_error err = {0};
+
+    for (int i = 0; i < H * W * POINTS; i++)
+        map[i] = _i ? INFINITY : NAN;
+    ck_assert_int_eq(h.p->decode(h.conf, &img, &t, 1, &sink, &err), MP_EFORMAT);
+    ck_assert_str_eq(err.text, "the heat maps of box 1 are not finite");
+    head_free(&h);
+}
+END_TEST
+
+/* ---- the program ---- */
+
+/* mpipe with the protocol's configuration and a tiny network; its list. */
+static json_t *run_mpipe(const char *boxes, const char *pictures)
+{
+    const char *build = getenv("builddir"), *src = getenv("srcdir");
+    char weights[64], list[64], command[2000];
+    struct mp_error err = {0};
+
+    snprintf(weights, sizeof weights, "%s/tiny.safetensors", folder);
+    snprintf(list, sizeof list, "%s/out/keypoints.json", folder);
+    ck_assert_msg(
+        !make_weights(golden_path("keys/tiny_pose.json"), weights, &err), "%s",
+        err.text);
+    snprintf(command, sizeof command,
+             "'%s/mpipe' -q -c '%s/conf/pose-coco.ini' -o compute.threads=1 "
+             "-o model.checkpoint=%s -o pipeline.boxes='%s' "
+             "-o pose.input=64x48 -o pose.flip=no -o pose.most_alike=1 "
+             "-o output.formats='json overlay heatmaps' %s %s/out",
+             build ? build : ".", src ? src : ".", weights, boxes, pictures,
+             folder);
+    ck_assert_int_eq(system(command), 0);
+    return golden_json(list);
+}
+
+/* Annotations of two pictures; a box that leaves the picture is clipped, and
+ * one picture has no person. */
+START_TEST(program)
+{
+    static const char text[] =
+        "{\"images\": [{\"id\": 7, \"file_name\": \"skier.jpg\", \"width\": "
+        "%d, "
+        "\"height\": %d}, {\"id\": 9, \"file_name\": \"desk.jpg\", \"width\": "
+        "10, \"height\": 10}], \"categories\": [{\"id\": 1, \"name\": "
+        "\"person\"}], \"annotations\": [{\"id\": 1, \"image_id\": 7, "
+        "\"category_id\": 1, \"bbox\": [40, 30, 60, 100], \"area\": 100, "
+        "\"iscrowd\": 0, \"num_keypoints\": 1, \"keypoints\": [50, 50, 2%s]}]}";
+    const char *src = getenv("srcdir");
+    char boxes[64], pictures[64], zeros[200] = "", path[80];
+    json_t *got, *p;
+    FILE *f;
+
+    snprintf(boxes, sizeof boxes, "%s/boxes.json", folder);
+    for (int i = 0; i < 3 * POINTS - 3; i++)
+        strcat(zeros, ", 0");
+    f = fopen(boxes, "w");
+    ck_assert_ptr_nonnull(f);
+    fprintf(f, text, 480, 640, zeros);
+    fclose(f);
+    snprintf(pictures, sizeof pictures, "%s/list.txt", folder);
+    f = fopen(pictures, "w");
+    ck_assert_ptr_nonnull(f);
+    fprintf(f, "%s/samples/skier.jpg\n%s/samples/desk.jpg\n", src ? src : ".",
+            src ? src : ".");
+    fclose(f);
+    snprintf(pictures, sizeof pictures, "@%s/list.txt", folder);
+    got = run_mpipe(boxes, pictures);
+    ck_assert_uint_eq(json_array_size(got), 1);
+    p = json_array_get(got, 0);
+    ck_assert(member(p, "image_id") == 7);
+    ck_assert(number(json_object_get(p, "center"), 0) == 40 + 59 / 2.0);
+    ck_assert(number(json_object_get(p, "center"), 1) == 30 + 99 / 2.0);
+    ck_assert_uint_eq(json_array_size(json_object_get(p, "keypoints")),
+                      3 * POINTS);
+    json_decref(got);
+    snprintf(path, sizeof path, "%s/out/desk.json.json", folder);
+    got = golden_json(path);
+    ck_assert(json_is_array(got) && !json_array_size(got));
+    json_decref(got);
+    snprintf(path, sizeof path, "%s/out/desk.heatmaps.npy", folder);
+    ck_assert(!access(path, R_OK));
+    snprintf(path, sizeof path, "%s/out/desk.overlay.png", folder);
+    ck_assert(!access(path, R_OK));
+    ck_assert(!clean_up());
+}
+END_TEST
+
+/* Whether the person of this picture and place is in the list; a detector may
+ * see one twice. */
+static int has_person(json_t *list, json_t *want)
+{
+    json_t *name = json_object_get(want, "image"), *p;
+    int found = 0;
+    size_t i;
+
+    json_array_foreach(list, i, p)
+    {
+        int same = member(p, "image_id") == atol(json_string_value(name));
+
+        for (size_t k = 0; k < 4; k++) {
+            const char *key = k < 2 ? "center" : "scale";
+            double a = number(json_object_get(p, key), k % 2);
+            double b = number(json_object_get(want, key), k % 2);
+
+            same = same && fabs(a - b) <= 1e-6 * fabs(b);
+        }
+        found += same;
+    }
+    return found > 0;
+}
+
+/* Photos with the boxes of their annotations, and with a detector's. */
+START_TEST(photos)
+{
+    static const char *const file[] = {"person_keypoints", "person_detections"};
+    const char *shared = getenv("MPIPE_SHARED");
+    json_t *root, *want, *got, *c;
+    char boxes[700], pictures[600];
+    size_t i;
+
+    if (!shared || !*shared) {
+        puts("SKIPPED: the photos of COCO are not in the project, and "
+             "MPIPE_SHARED is not set");
+        return;
+    }
+    snprintf(pictures, sizeof pictures, "%s/protocol/samples/pose_coco",
+             shared);
+    snprintf(boxes, sizeof boxes, "%s/%s.json", pictures, file[_i]);
+    got = run_mpipe(boxes, pictures);
+    root = golden_json(shared_path("protocol/golden/pose_real.json"));
+    want = json_object_get(root, _i ? "cases" : "ground_truth_boxes");
+    ck_assert_uint_eq(json_array_size(want), _i ? 118 : 12);
+    ck_assert_uint_eq(json_array_size(got), json_array_size(want));
+    json_array_foreach(want, i, c)
+        ck_assert_msg(has_person(got, c), "person %zu", i);
+    json_decref(got);
+    json_decref(root);
+    ck_assert(!clean_up());
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("pose");
@@ -564,7 +967,9 @@ int main(void)
     SRunner *r = srunner_create(s);
     int failed;
 
-    tcase_set_timeout(t, 60);
+    if (!mkdtemp(folder))
+        return 99;
+    tcase_set_timeout(t, 600);
     tcase_add_test(t, boxes);
     tcase_add_test(t, matrices);
     tcase_add_test(t, points);
@@ -579,9 +984,20 @@ int main(void)
     tcase_add_loop_test(t, widths, 0, 8);
     tcase_add_test(t, clipped);
     tcase_add_test(t, order);
+    tcase_add_loop_test(t, view_of_each, 0, 3);
+    tcase_add_loop_test(t, no_place, 0, 5);
+    tcase_add_loop_test(t, pixel_ranges, 0, 2);
+    tcase_add_test(t, other_points);
+    tcase_add_loop_test(t, there_and_back, 0, 2);
+    tcase_add_test(t, nobody);
+    tcase_add_loop_test(t, not_finite, 0, 2);
+    tcase_add_test(t, program);
+    tcase_add_loop_test(t, photos, 0, 2);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);
     srunner_free(r);
+    clean_up();
+    rmdir(folder);
     return failed != 0;
 }
