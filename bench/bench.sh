@@ -1,11 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # make bench: where the time goes, per part and per operation, in fp32 and,
-# where the device has it, in bf16. Tiny networks always, which say little
-# about speed; the full-size ones when MPIPE_BENCH_FULL names a folder with
-# seg_ade20k.safetensors or depth_nyu.safetensors (tests/make_weights makes
-# them from key lists). BENCH_ARGS are further options of bench/bench.
+# where the device has it, in bf16. Then what a picture costs in the published
+# protocols beside the passes of the network. Tiny networks always, which say
+# little about speed; the full-size ones when MPIPE_BENCH_FULL names a folder
+# with seg_ade20k.safetensors, depth_nyu.safetensors or pose_coco.safetensors
+# (tests/make_weights makes them from key lists). BENCH_ARGS are further options
+# of bench/bench.
 set -eu
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-bench.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
 bench=$builddir/bench/bench
 full=${MPIPE_BENCH_FULL:-}
 
