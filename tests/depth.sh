@@ -120,9 +120,9 @@ else
     result photo/upright 120x160 1000 0
     depth 0 depth-nyu "$nyu/open3d_nyu_color.png" full
     result full/open3d_nyu_color 640x480 1000 0
-    # fewer and smaller views than published; the last 9 columns lie bare
+    # smaller views than published; the last 9 columns lie bare
     depth 0 depth-kitti -o depth.flip=no -o depth.resize_scale=0 \
-        "$samples/depth_kitti/000008.png" kb
+        -o depth.faithful=yes "$samples/depth_kitti/000008.png" kb
     result kb/000008 1216x352 256 $((9 * 352))
     depth 0 depth-kitti -o depth.flip=no -o depth.windows=4 \
         -o depth.resize_scale=0 -o depth.size=input \
