@@ -199,6 +199,20 @@ static mp_node scale(struct mp_graph *g, mp_node x, int axis, float *factor)
     return x;
 }
 
+/* Columns of a window that count: all, but where the last window is less than
+ * a step from the one before, because it was moved back to the border, those
+ * that no other has. So all others are as published. */
+static int32_t skipped(const struct mp_merge *m, size_t i)
+{
+    size_t n = looks(m);
+    const struct mp_view *v = &m->view[i];
+
+    if (i + n < m->nview || i < 2 * n ||
+        v->x - m->view[i - n].x == m->view[n].x - m->view[0].x)
+        return 0;
+    return m->view[i - n].x + v->w - v->x;
+}
+
 /* The mean of all windows that hold a column. */
 static mp_node average(struct mp_graph *g, const struct mp_merge *m,
                        const struct mp_view *all)
@@ -208,13 +222,15 @@ static mp_node average(struct mp_graph *g, const struct mp_merge *m,
 
     for (size_t i = 0; i < m->nview; i += looks(m)) {
         const struct mp_view *v = &m->view[i];
-        int32_t left = v->x - all->x;
+        int32_t skip = skipped(m, i), left = v->x - all->x + skip;
         mp_node x = one_window(g, m, i);
 
         x = mp_resize_bilinear(g, x, v->h, v->w);
+        if (skip)
+            x = mp_slice(g, x, 2, skip, v->w - skip);
         x = mp_pad(g, x, 0, left, all->h, all->w);
         sum = i ? mp_add(g, sum, x) : x;
-        for (int32_t k = left; share && k < left + v->w; k++)
+        for (int32_t k = left; share && k < left + v->w - skip; k++)
             share[k]++;
     }
     for (int32_t k = 0; share && k < all->w; k++)
