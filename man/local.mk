@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 
 dist_man_MANS = \
+	%reldir%/mpipe-eval.1 \
 	%reldir%/mpipe-inspect.1 \
 	%reldir%/mpipe.1 \
 	%reldir%/mpipe.conf.5 \

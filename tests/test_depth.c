@@ -33,10 +33,10 @@ static json_t *protocol(json_t **root, const char *part)
 START_TEST(enlarged)
 {
     struct mp_graph *g = mp_graph_new(NULL);
-    json_t *root, *c;
+    json_t *root, *list = protocol(&root, "internal_resize_table"), *c;
     size_t i;
 
-    json_array_foreach(protocol(&root, "internal_resize_table"), i, c)
+    json_array_foreach(list, i, c)
     {
         json_t *hw = json_object_get(c, "hw");
         json_t *want = json_object_get(c, "internal_hw");
@@ -120,10 +120,10 @@ static void check_covering(json_t *c, const struct mp_view *v, long n)
 
 START_TEST(windows)
 {
-    json_t *root, *c;
+    json_t *root, *list = protocol(&root, "shift_window_table"), *c;
     size_t i;
 
-    json_array_foreach(protocol(&root, "shift_window_table"), i, c)
+    json_array_foreach(list, i, c)
     {
         json_t *hw = json_object_get(c, "hw");
         struct mp_view v[CAP];
@@ -436,11 +436,11 @@ START_TEST(merge_published)
 {
     struct golden *gold =
         golden_open(golden_path("depth_protocol.safetensors"));
-    json_t *root, *c;
+    json_t *root, *list = protocol(&root, "cases"), *c;
     size_t i;
 
     ck_assert_ptr_nonnull(gold);
-    json_array_foreach(protocol(&root, "cases"), i, c)
+    json_array_foreach(list, i, c)
         published(c, gold, _i ? &mp_backend_cpu : &mp_backend_ref);
     ck_assert_uint_eq(i, 6);
     json_decref(root);

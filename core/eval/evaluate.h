@@ -17,7 +17,7 @@
 struct mp_evaluation {
     enum mp_task task;
     const struct mp_settings *settings; /* borrowed; [eval], classes, threads */
-    const struct mp_pairs *pairs;       /* borrowed; not of poses */
+    const struct mp_pairs *pairs;       /* borrowed; of poses not used */
     const struct mp_coco *truth;        /* borrowed; of poses */
     const char *results;                /* of poses: their file; borrowed */
 

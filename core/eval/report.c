@@ -80,6 +80,9 @@ static void print_pose(const struct mp_evaluation *e, FILE *out)
 
 void mp_evaluation_print(const struct mp_evaluation *e, FILE *out)
 {
+    size_t processes = (size_t)e->settings->eval.double_count;
+    size_t again = (processes - e->pairs->n % processes) % processes;
+
     switch (e->task) {
     case MP_TASK_DEPTH:
         print_depth(e, out);
@@ -93,9 +96,9 @@ void mp_evaluation_print(const struct mp_evaluation *e, FILE *out)
         return;
     }
     fprintf(out, "%zu pictures", e->pairs->n);
-    if (e->task == MP_TASK_DEPTH && e->settings->eval.double_count > 1)
-        fprintf(out, ", the first ones twice, as by %d processes",
-                (int)e->settings->eval.double_count);
+    if (e->task == MP_TASK_DEPTH && again > 0)
+        fprintf(out, ", the first %zu counted again, as by %zu processes",
+                again, processes);
     if (e->depth_empty > 0)
         fprintf(out, ", %zu of them left out: no pixel counts", e->depth_empty);
     if (e->pairs->left_out > 0)
