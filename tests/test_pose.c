@@ -778,9 +778,10 @@ START_TEST(there_and_back)
             const float *row = (const float *)sink.kept[2].px +
                                (i * POINTS + (size_t)k) * H * W;
 
-            ck_assert_float_eq_tol(
-                row[30 * W + 20],
-                maps[who * (_i ? 2 : 1)][(30 * W + 20) * POINTS + k], 1e-5f);
+            for (int j = 0; j < H * W; j++)
+                ck_assert(
+                    fabsf(row[j] - maps[who * (_i ? 2 : 1)][j * POINTS + k]) <=
+                    1e-5f);
         }
     }
     ck_assert(sink.kept[1].png.width == 300 && sink.kept[1].png.height == 200);
@@ -854,14 +855,14 @@ static json_t *run_mpipe(const char *boxes, const char *pictures)
     return golden_json(list);
 }
 
-/* Annotations of two pictures; a box that leaves the picture is clipped, and
- * one picture has no person. */
+/* Annotations of two pictures: the box of one is made a pixel smaller, as the
+ * protocol has it, and the other has no person. */
 START_TEST(program)
 {
     static const char text[] =
         "{\"images\": [{\"id\": 7, \"file_name\": \"skier.jpg\", \"width\": "
-        "%d, "
-        "\"height\": %d}, {\"id\": 9, \"file_name\": \"desk.jpg\", \"width\": "
+        "480, \"height\": 319}, {\"id\": 9, \"file_name\": \"desk.jpg\", "
+        "\"width\": "
         "10, \"height\": 10}], \"categories\": [{\"id\": 1, \"name\": "
         "\"person\"}], \"annotations\": [{\"id\": 1, \"image_id\": 7, "
         "\"category_id\": 1, \"bbox\": [40, 30, 60, 100], \"area\": 100, "
@@ -876,7 +877,7 @@ START_TEST(program)
         strcat(zeros, ", 0");
     f = fopen(boxes, "w");
     ck_assert_ptr_nonnull(f);
-    fprintf(f, text, 480, 640, zeros);
+    fprintf(f, text, zeros);
     fclose(f);
     snprintf(pictures, sizeof pictures, "%s/list.txt", folder);
     f = fopen(pictures, "w");

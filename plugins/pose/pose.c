@@ -113,7 +113,7 @@ static long views(const void *conf, const struct mp_image *img,
 static mp_node input(const void *conf, struct mp_graph *g, mp_node pixels)
 {
     static const float range[][2][3] = {
-        /* middle and width of 1, as pixel values */
+        /* of pixel values: what becomes 0, and how much is 1 */
         [SD] = {{127.5f, 127.5f, 127.5f}, {127.5f, 127.5f, 127.5f}},
         [IMAGENET] = {{255 * 0.485f, 255 * 0.456f, 255 * 0.406f},
                       {255 * 0.229f, 255 * 0.224f, 255 * 0.225f}},
