@@ -286,18 +286,24 @@ static int run(struct work *w, struct mp_pipeline *p, struct mp_error *err)
     return rc;
 }
 
-/* Where the file of all poses is in a folder of results. */
-static int name_poses(struct work *w, const char *folder, struct mp_error *err)
+/* The file with all poses: in a folder of results, or by itself. */
+static int name_poses(struct work *w, const char *results, struct mp_error *err)
 {
     const char *name = w->s->plugin->joined_as;
     struct stat st;
+    int n;
 
-    if (stat(folder, &st) || !S_ISDIR(st.st_mode))
-        w->poses = strdup(folder);
-    else if (asprintf(&w->poses, "%s/%s.json", folder,
-                      name ? name : "results") < 0)
+    if (stat(results, &st) || !S_ISDIR(st.st_mode))
+        n = asprintf(&w->poses, "%s", results);
+    else if (name)
+        n = asprintf(&w->poses, "%s/%s.json", results, name);
+    else
+        return mp_fail(err, MP_ENOTSUP,
+                       "head %s writes no file with all results",
+                       w->s->plugin->name);
+    if (n < 0)
         w->poses = NULL;
-    return w->poses ? 0 : no_memory(err);
+    return n < 0 ? no_memory(err) : 0;
 }
 
 /* What can be found wrong before the network runs. */

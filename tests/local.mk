@@ -8,6 +8,7 @@ unit_tests = \
 	%reldir%/test_coco \
 	%reldir%/test_conf \
 	%reldir%/test_depth \
+	%reldir%/test_eval \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
 	%reldir%/test_image \
@@ -24,6 +25,7 @@ unit_tests = \
 shell_tests = \
 	%reldir%/cli.sh \
 	%reldir%/depth.sh \
+	%reldir%/eval.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/options.sh \

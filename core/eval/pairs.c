@@ -138,6 +138,7 @@ struct file {
     char *key, *path;
     char *picture; /* of a line of a list */
     size_t rank;
+    int special; /* named as ground truth of a data set is */
     int used;
 };
 
@@ -181,6 +182,11 @@ static int is_other(const char *name, const char *suffix)
            (strstr(name, "_gtFine_") || strstr(name, "_gtCoarse_"));
 }
 
+static int is_sync_depth(const char *name)
+{
+    return strncmp(name, "sync_depth_", strlen("sync_depth_")) == 0;
+}
+
 static int by_name(const FTSENT **a, const FTSENT **b)
 {
     return strcmp((*a)->fts_name, (*b)->fts_name);
@@ -197,14 +203,13 @@ static int visit(struct files *f, const FTSENT *e, size_t root,
             continue;
         if (is_other(e->fts_name, suffixes[i]))
             return 0;
-        /* its own name comes before one that is like the picture's */
-        return add_file(
-            f,
-            (struct file){
-                .key = key_of(below, n),
-                .path = strdup(e->fts_path),
-                .rank = 2 * i + (strncmp(e->fts_name, "sync_depth_", 11) != 0)},
-            err);
+        return add_file(f,
+                        (struct file){.key = key_of(below, n),
+                                      .path = strdup(e->fts_path),
+                                      .rank = i,
+                                      .special = suffixes[i][0] == '_' ||
+                                                 is_sync_depth(e->fts_name)},
+                        err);
     }
     return 0;
 }
@@ -263,6 +268,26 @@ static int settle(struct files *f, struct mp_error *err)
     }
     f->n = kept;
     return 0;
+}
+
+/* Where some files are named as ground truth is, others are something else:
+ * pictures, say. */
+static void drop_others(struct files *f)
+{
+    size_t kept = 0;
+    int any = 0;
+
+    for (size_t i = 0; i < f->n; i++)
+        any |= f->at[i].special;
+    for (size_t i = 0; i < f->n && any; i++) {
+        if (f->at[i].special) {
+            f->at[kept++] = f->at[i];
+        } else {
+            free(f->at[i].key);
+            free(f->at[i].path);
+        }
+    }
+    f->n = any ? kept : f->n;
 }
 
 static struct file *find(struct files *f, const char *key)
@@ -442,6 +467,7 @@ static int read_truths(struct files *f, size_t *left_out,
         return mp_fail(err, MP_EINVAL,
                        "%s is one file: the results must be one too", t->path);
     rc = read_folder(f, t->path, truths[t->task], err);
+    drop_others(f);
     if (rc == 0)
         rc = settle(f, err);
     return rc == 0 && f->n == 0
@@ -579,7 +605,7 @@ static void drop_truths(struct mp_inputs *in)
     for (size_t i = 0; i < in->n; i++) {
         struct mp_input one = in->at[i];
 
-        if (strncmp(last_part(one.path), "sync_depth_", 11) == 0) {
+        if (is_sync_depth(last_part(one.path))) {
             free(one.path);
             free(one.stem);
         } else {
