@@ -12,7 +12,7 @@ compares this file's backbone, refinement loop and encoder with the numbers of
 the published depth network, from which the pose network takes them, and
 
     make_weights golden/keys/tiny_pose.json pose.safetensors
-    pose_reference.py golden pose.safetensors 1 96 64 golden/tiny_pose.safetensors
+    pose_reference.py golden pose.safetensors 1 96 64 tiny_pose.safetensors
 
 writes a golden: N synthetic pictures of H x W, what the network makes of them
 in float32 (NAME) and in float64 (NAME.f64), and how far the two are apart.
