@@ -46,6 +46,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
+	%reldir%/cpu/winograd.c \
 	%reldir%/eval/coco.c %reldir%/eval/coco.h \
 	%reldir%/eval/depth_metrics.c \
 	%reldir%/eval/evaluate.c %reldir%/eval/evaluate.h \

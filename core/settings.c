@@ -18,7 +18,8 @@
 /* clang-format off */
 static const struct mp_option pipeline_rows[] = {
     ROW(pipeline, head, STRING, NULL, 0, 0, NULL, NULL,
-        "The task: upernet, depth, or another head that mpipe-inspect lists"),
+        "The task: upernet, depth, pose, or another head that mpipe-inspect "
+        "lists"),
     ROW(pipeline, classes, STRING, "none", 0, 0, NULL, NULL,
         "Class names and colours: ade20k, cityscapes, camvid, demo, or a "
         "FILE.json"),

@@ -37,7 +37,7 @@ compare() {
 }
 
 : > "$dir/all"
-for head in upernet depth; do
+for head in upernet depth pose; do
     "$mpipe" -o pipeline.head=$head --dump-config > "$dir/$head.ini" ||
         fail "--dump-config for $head"
     keys "$dir/$head.ini" > "$dir/$head"
@@ -59,7 +59,8 @@ for file in "$srcdir"/conf/*.ini; do
     keys "$dir/sample.ini" | grep -v '^\[eval\]' > "$dir/sample"
     grep -v '^\[eval\]' "$dir/$head" > "$dir/wanted"
     case ${file##*/} in
-    seg.ini | depth.ini) compare "$file" "$dir/wanted" "$dir/sample" ;;
+    seg.ini | depth*.ini | pose*.ini)
+        compare "$file" "$dir/wanted" "$dir/sample" ;;
     esac
 done
 

@@ -33,6 +33,7 @@ static const struct golden_tensor *get(const struct golden *g, const char *id,
     return golden_get(g, full);
 }
 
+/* json_decref *root. */
 static json_t *cases_of(const char *topic, json_t **root)
 {
     *root = golden_json(golden_path("%s.json", topic));
@@ -50,11 +51,11 @@ static double number(json_t *list, size_t i)
 START_TEST(warp)
 {
     struct golden *gold = open_golden("pose_warp");
-    json_t *root, *c;
+    json_t *root, *c, *list = cases_of("pose_warp", &root);
     size_t i, n = 0;
 
     ck_assert_ptr_nonnull(gold);
-    json_array_foreach(cases_of("pose_warp", &root), i, c)
+    json_array_foreach(list, i, c)
     {
         const char *id = json_string_value(json_object_get(c, "id"));
         const struct golden_tensor *in = get(gold, id, "in");
@@ -269,11 +270,11 @@ START_TEST(segmentation)
 {
     static char *kinds[] = {"labels", "probs", NULL};
     struct golden *gold = open_golden("seg_inference");
-    json_t *root, *c;
+    json_t *root, *c, *list = cases_of("seg_inference", &root);
     size_t i, done = 0;
 
     ck_assert_ptr_nonnull(gold);
-    json_array_foreach(cases_of("seg_inference", &root), i, c)
+    json_array_foreach(list, i, c)
     {
         const char *id = json_string_value(json_object_get(c, "id"));
         size_t classes =

@@ -244,7 +244,8 @@ static int pack_now(struct packed *k, struct mp_device *d,
     float *formed = NULL;
     int rc = 0;
 
-    if (k->form != AS_GIVEN && k->form != AS_BF16) {
+    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
+        k->form == TAP_WEIGHTS) {
         formed = k->form == SPREAD_BIAS
                      ? repeat(from, v->count)
                      : turn(from, v->dim, k->form == TAP_WEIGHTS);
@@ -253,12 +254,16 @@ static int pack_now(struct packed *k, struct mp_device *d,
         from = formed;
     }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
-    k->bytes =
-        want ? dnnl_memory_desc_get_size(want) : n * mp_dtype_size(k->type);
+    k->bytes = k->form == WINOGRAD_WEIGHTS
+                   ? k_winograd_weights(v->dim[0], v->dim[1])
+               : want ? dnnl_memory_desc_get_size(want)
+                      : n * mp_dtype_size(k->type);
     k->data = get_memory(k->bytes);
     if (!k->data)
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
+    else if (k->form == WINOGRAD_WEIGHTS)
+        k_winograd_pack(k->data, from, v->dim[0], v->dim[1]);
     else if (want)
         rc = reorder(d, k->data, want, from, plain, err);
     else
@@ -408,7 +413,7 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
 
     omp_set_num_threads(plan->device->threads);
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
-        if (plan->cpu[i].prim)
+        if (plan->cpu[i].way)
             rc = cpu_conv_run(plan, i, (char *)(uintptr_t)arena, err);
         else
             cpu_own_run(plan, i, (char *)(uintptr_t)arena);
