@@ -18,7 +18,7 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-eval-test.XXXXXX") || exit 99
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir "$dir/models" "$dir/tmp"
-for task in seg depth; do
+for task in seg depth pose; do
     "$make_weights" "$golden/keys/tiny_$task.json" \
         "$dir/models/demo-$task.safetensors" || exit 99
 done
@@ -129,26 +129,22 @@ else
 fi
 
 # poses, by the conventions of both evaluators
-if "$mpipe" -o pipeline.head=pose --dump-config > /dev/null 2>&1; then
-    pose="-o pipeline.head=pose"
-    run 0 $pose --json j "$golden/coco_ap_small_dt.json" \
-        "$golden/coco_ap_small_gt.json"
-    value j AP 0.328025302530253
-    value j 'AR .75' 0.5
-    run 0 $pose --coco-tools pycocotools --json j \
-        "$golden/coco_ap_small_dt.json" "$golden/coco_ap_small_gt.json"
-    value j AP 0.1838283828382838
-    run 0 $pose --json j "$golden/coco_e2e_expected_keypoints.json" \
-        "$golden/coco_e2e_gt.json"
-    value j AP 0.428609913618368
-    grep -q ' AR (L)$' out || fail "no table of poses"
-    run 2 $pose "$golden/coco_ap_main_dt.json" "$golden/coco_e2e_gt.json"
-    says 'coco_ap_main_dt.json: result \[.*the ground truth has no image'
-    run 2 $pose --csv c x y
-    says 'no metrics of a single picture'
-else
-    echo "SKIPPED: there is no head pose"
-fi
+pose="-o pipeline.head=pose"
+run 0 $pose --json j "$golden/coco_ap_small_dt.json" \
+    "$golden/coco_ap_small_gt.json"
+value j AP 0.328025302530253
+value j 'AR .75' 0.5
+run 0 $pose --coco-tools pycocotools --json j \
+    "$golden/coco_ap_small_dt.json" "$golden/coco_ap_small_gt.json"
+value j AP 0.1838283828382838
+run 0 $pose --json j "$golden/coco_e2e_expected_keypoints.json" \
+    "$golden/coco_e2e_gt.json"
+value j AP 0.428609913618368
+grep -q ' AR (L)$' out || fail "no table of poses"
+run 2 $pose "$golden/coco_ap_main_dt.json" "$golden/coco_e2e_gt.json"
+says 'coco_ap_main_dt.json: result \[.*the ground truth has no image'
+run 2 $pose --csv c x y
+says 'no metrics of a single picture'
 
 # ---- from pictures ----
 
@@ -174,6 +170,32 @@ for task in seg depth; do
     [ -z "$(ls tmp)" ] || fail "left in TMPDIR: $(ls tmp)"
     value $task/j1 pictures 2
 done
+
+# people where boxes are; a picture that is not annotated is not run
+joints=$(awk 'BEGIN { for (i = 0; i < 17; i++)
+    printf "%s%d,%d,2", i ? "," : "", 5 + i, 3 + i }')
+person="\"category_id\":1,\"bbox\":[2,1,20,25],\"area\":2000,
+    \"keypoints\":[$joints]"
+printf '{"images":[%s,%s],"annotations":[{"id":1,"image_id":7,%s},
+    {"id":2,"image_id":9,%s}]}' \
+    '{"id":9,"file_name":"a.jpg","width":37,"height":29}' \
+    '{"id":7,"file_name":"b.jpg","width":32,"height":32}' \
+    "$person" "$person" > people.json
+cp "$data/odd_37x29_420.jpg" in/nobody.jpg
+ref="-c $conf/pose.ini -o compute.backend=ref -o pose.input=64x48"
+ref="$ref -o pipeline.boxes=$dir/people.json"
+run 0 $ref --images in --out pose --json j1 people.json
+run 0 $ref --json j2 pose people.json
+cmp j1 j2 || fail "poses that are kept differ"
+value j1 pictures 2
+[ ! -e pose/nobody.json.json ] || fail "a picture without annotation was run"
+rm in/nobody.jpg
+mv in/sub/b.jpg b.jpg
+run 2 $ref --images in people.json
+says 'b.jpg: this picture is not there'
+mv b.jpg in/sub
+ref="-c $conf/depth.ini -o compute.backend=ref"
+
 value seg/j1 aAcc 1
 value depth/j1 d1 1
 ls depth/kept > out

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
 
 #include "classes.h"
 #include "eval/evaluate.h"
@@ -63,44 +62,87 @@ int mp_evaluate_check(enum mp_task task, const struct mp_settings *s,
 
 /* ---- pairs in parallel ---- */
 
-/* The failure of the first pair that failed. Pairs are begun in their order
- * and those in front of a failed one are finished, so it is the same whatever
- * the number of threads. */
-struct failure {
-    size_t at; /* SIZE_MAX: none */
+#define THREADS_MAX 64
+
+/* What is done for pair i by thread k. */
+typedef int (*do_pair)(struct mp_evaluation *e, void *user, size_t i, int k,
+                       struct mp_error *err);
+
+struct crew {
+    struct mp_evaluation *e;
+    do_pair work;
+    void *user;
+    pthread_mutex_t lock; /* of what follows */
+    size_t next;
+    size_t failed; /* the first pair that failed; SIZE_MAX: none */
     struct mp_error err;
 };
 
-static int is_over(struct failure *f, size_t i)
-{
-    size_t at;
+struct worker {
+    struct crew *crew;
+    int number;
+};
 
-#pragma omp atomic read
-    at = f->at;
-    return i > at;
-}
-
-static void fail_at(struct failure *f, size_t i, const struct mp_error *err)
+/* Pairs are begun in their order, and all in front of a failed one are done,
+ * so the first failure is the same whatever the number of threads. */
+static void *work(void *user)
 {
-#pragma omp critical(failure)
-    if (i < f->at) {
-        f->err = *err;
-#pragma omp atomic write
-        f->at = i;
+    const struct worker *w = user;
+    struct crew *c = w->crew;
+
+    pthread_mutex_lock(&c->lock);
+    while (c->next < c->e->pairs->n && c->failed == SIZE_MAX) {
+        struct mp_error err = {0};
+        size_t i = c->next++;
+        int rc;
+
+        pthread_mutex_unlock(&c->lock);
+        rc = c->work(c->e, c->user, i, w->number, &err);
+        pthread_mutex_lock(&c->lock);
+        if (rc != 0 && i < c->failed) {
+            c->failed = i;
+            c->err = err;
+        }
     }
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
 }
 
-static int end_pairs(const struct failure *f, struct mp_error *err)
+static int count_threads(const struct mp_evaluation *e)
 {
-    if (f->at == SIZE_MAX)
-        return 0;
-    *err = f->err;
-    return f->err.code;
+    int n = e->settings->compute.threads;
+    cpu_set_t mine;
+
+    if (n < 1)
+        n = sched_getaffinity(0, sizeof mine, &mine) == 0 ? CPU_COUNT(&mine)
+                                                          : 1;
+    return n < THREADS_MAX ? n : THREADS_MAX;
 }
 
-static int threads(const struct mp_settings *s)
+/* A thread that cannot be had is done without. */
+static int do_pairs(struct mp_evaluation *e, do_pair one, void *user,
+                    struct mp_error *err)
 {
-    return s->compute.threads > 0 ? s->compute.threads : omp_get_max_threads();
+    struct crew c = {.e = e,
+                     .work = one,
+                     .user = user,
+                     .lock = PTHREAD_MUTEX_INITIALIZER,
+                     .failed = SIZE_MAX};
+    struct worker w[THREADS_MAX] = {{&c, 0}};
+    pthread_t thread[THREADS_MAX];
+    int n = count_threads(e), k = 1;
+
+    for (; k < n; k++) {
+        w[k] = (struct worker){&c, k};
+        if (pthread_create(&thread[k], NULL, work, &w[k]) != 0)
+            break;
+    }
+    work(&w[0]);
+    while (--k > 0)
+        pthread_join(thread[k], NULL);
+    if (c.failed != SIZE_MAX)
+        *err = c.err;
+    return c.failed == SIZE_MAX ? 0 : c.err.code;
 }
 
 static int sizes_differ(const struct mp_pair *p, int32_t w, int32_t h,
@@ -202,9 +244,12 @@ static int kb_crop(struct map *pred, struct map *gt, const struct mp_pair *p,
     return 0;
 }
 
-static int measure_depth(struct mp_depth_pair *out, const struct mp_pair *p,
-                         const struct mp_eval_conf *c, struct mp_error *err)
+static int measure_depth(struct mp_evaluation *e, void *unused, size_t i,
+                         int thread, struct mp_error *err)
 {
+    const struct mp_eval_conf *c = &e->settings->eval;
+    const struct mp_pair *p = &e->pairs->at[i];
+    struct mp_depth_pair *out = &e->depth[i];
     struct map pred = {0}, gt = {0};
     int rc = read_depth(&gt, p->truth, c->gt_scale, err);
 
@@ -218,6 +263,8 @@ static int measure_depth(struct mp_depth_pair *out, const struct mp_pair *p,
         out->pixels =
             mp_depth_metrics(out->value, pred.v, gt.v, gt.w, gt.h,
                              (enum mp_crop)c->crop, c->min_depth, c->max_depth);
+    (void)unused;
+    (void)thread;
     free(pred.v);
     free(gt.v);
     return rc;
@@ -254,22 +301,12 @@ static void average_depth(struct mp_evaluation *e)
 
 static int evaluate_depth(struct mp_evaluation *e, struct mp_error *err)
 {
-    struct failure f = {.at = SIZE_MAX};
-    size_t n = e->pairs->n;
     int rc;
 
-    e->depth = calloc(n + 1, sizeof *e->depth);
+    e->depth = calloc(e->pairs->n + 1, sizeof *e->depth);
     if (e->depth == NULL)
         return no_memory(err);
-#pragma omp parallel for schedule(dynamic) num_threads(threads(e->settings))
-    for (size_t i = 0; i < n; i++) {
-        struct mp_error why = {0};
-
-        if (!is_over(&f, i) && measure_depth(&e->depth[i], &e->pairs->at[i],
-                                             &e->settings->eval, &why) != 0)
-            fail_at(&f, i, &why);
-    }
-    rc = end_pairs(&f, err);
+    rc = do_pairs(e, measure_depth, NULL, err);
     if (rc == 0)
         average_depth(e);
     return rc;
@@ -306,85 +343,83 @@ void mp_label_means(int32_t *means, const struct mp_settings *s,
     means[c->ignore_label] = none;
 }
 
-struct meanings {
+struct labels {
     int32_t pred[MP_LABEL_VALUES];
     int32_t truth[2][MP_LABEL_VALUES]; /* of files by their name: [1] ids */
+    struct mp_seg_counts one[THREADS_MAX], sum[THREADS_MAX];
 };
 
-static int measure_labels(struct mp_seg_counts *c, const struct mp_pair *p,
-                          const struct meanings *m, struct mp_error *err)
+static int read_labels(uint16_t **out, int32_t *w, int32_t *h, const char *path,
+                       struct mp_error *err)
 {
+    int bits, rc = mp_map_read(out, w, h, &bits, path, err);
+
+    return rc == 0 ? 0 : mp_fail_in(err, "%s", path);
+}
+
+static int measure_labels(struct mp_evaluation *e, void *user, size_t i, int k,
+                          struct mp_error *err)
+{
+    struct labels *l = user;
+    const struct mp_pair *p = &e->pairs->at[i];
     uint16_t *pred = NULL, *gt = NULL;
     int32_t w, h, gt_w, gt_h;
-    int bits, rc = mp_map_read(&gt, &gt_w, &gt_h, &bits, p->truth, err);
+    int rc = read_labels(&gt, &gt_w, &gt_h, p->truth, err);
 
-    if (rc != 0) {
-        mp_fail_in(err, "%s", p->truth);
-    } else {
-        rc = mp_map_read(&pred, &w, &h, &bits, p->result, err);
-        if (rc != 0)
-            mp_fail_in(err, "%s", p->result);
-        else if (w != gt_w || h != gt_h)
-            rc = sizes_differ(p, w, h, gt_w, gt_h, err);
-    }
     if (rc == 0)
-        mp_seg_count(c, pred, m->pred, gt, m->truth[says_ids(p->truth)],
-                     (size_t)w * (size_t)h);
+        rc = read_labels(&pred, &w, &h, p->result, err);
+    if (rc == 0 && (w != gt_w || h != gt_h))
+        rc = sizes_differ(p, w, h, gt_w, gt_h, err);
+    if (rc == 0) {
+        mp_seg_counts_clear(&l->one[k]);
+        mp_seg_count(&l->one[k], pred, l->pred, gt,
+                     l->truth[says_ids(p->truth)], (size_t)w * (size_t)h);
+        mp_seg_counts_add(&l->sum[k], &l->one[k]);
+        e->seg[i] = mp_seg_scores(&l->one[k], NULL, NULL);
+    }
     free(pred);
     free(gt);
     return rc;
 }
 
-/* One thread's part of the pairs. */
-static void count_pairs(struct mp_evaluation *e, const struct meanings *m,
-                        struct failure *f)
+static int measure_all_labels(struct mp_evaluation *e, struct labels *l,
+                              struct mp_error *err)
 {
-    struct mp_seg_counts one, sum = {0};
-    struct mp_error why = {0};
+    int threads = count_threads(e), rc = 0;
 
-    if (mp_seg_counts_new(&one, e->seg_counts.n, &why) ||
-        mp_seg_counts_new(&sum, e->seg_counts.n, &why))
-        fail_at(f, 0, &why);
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < e->pairs->n; i++) {
-        if (is_over(f, i) || sum.both == NULL)
-            continue;
-        mp_seg_counts_clear(&one);
-        if (measure_labels(&one, &e->pairs->at[i], m, &why) != 0) {
-            fail_at(f, i, &why);
-            continue;
-        }
-        e->seg[i] = mp_seg_scores(&one, NULL, NULL);
-        mp_seg_counts_add(&sum, &one);
+    mp_label_means(l->pred, e->settings, NULL);
+    mp_label_means(l->truth[0], e->settings, "");
+    mp_label_means(l->truth[1], e->settings, "labelIds.png");
+    for (int k = 0; k < threads && rc == 0; k++) {
+        rc = mp_seg_counts_new(&l->one[k], e->seg_counts.n, err);
+        if (rc == 0)
+            rc = mp_seg_counts_new(&l->sum[k], e->seg_counts.n, err);
     }
-#pragma omp critical(sum)
-    if (sum.both != NULL)
-        mp_seg_counts_add(&e->seg_counts, &sum);
-    mp_seg_counts_free(&one);
-    mp_seg_counts_free(&sum);
+    if (rc == 0)
+        rc = do_pairs(e, measure_labels, l, err);
+    for (int k = 0; k < threads; k++) {
+        if (rc == 0)
+            mp_seg_counts_add(&e->seg_counts, &l->sum[k]);
+        mp_seg_counts_free(&l->one[k]);
+        mp_seg_counts_free(&l->sum[k]);
+    }
+    return rc;
 }
 
 static int evaluate_seg(struct mp_evaluation *e, struct mp_error *err)
 {
-    struct failure f = {.at = SIZE_MAX};
-    struct meanings *m = malloc(sizeof *m);
+    struct labels *l = calloc(1, sizeof *l);
     int rc =
         mp_seg_counts_new(&e->seg_counts, e->settings->classes->count, err);
 
     e->seg = calloc(e->pairs->n + 1, sizeof *e->seg);
-    if (rc == 0 && (m == NULL || e->seg == NULL))
+    if (rc == 0 && (l == NULL || e->seg == NULL))
         rc = no_memory(err);
-    if (rc == 0) {
-        mp_label_means(m->pred, e->settings, NULL);
-        mp_label_means(m->truth[0], e->settings, "");
-        mp_label_means(m->truth[1], e->settings, "labelIds.png");
-#pragma omp parallel num_threads(threads(e->settings))
-        count_pairs(e, m, &f);
-        rc = end_pairs(&f, err);
-    }
+    if (rc == 0)
+        rc = measure_all_labels(e, l, err);
     if (rc == 0)
         e->seg_all = mp_seg_scores(&e->seg_counts, NULL, NULL);
-    free(m);
+    free(l);
     return rc;
 }
 

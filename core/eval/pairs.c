@@ -333,7 +333,7 @@ static int read_line(struct files *f, size_t *left_out, char *line,
                      const char *root, struct mp_error *err)
 {
     char *save = NULL, *picture = strtok_r(line, " \t\r\n", &save);
-    char *truth = strtok_r(NULL, " \t\r\n", &save);
+    char *truth = strtok_r(NULL, " \t\r\n", &save), *copy;
 
     if (picture == NULL)
         return 0;
@@ -345,10 +345,11 @@ static int read_line(struct files *f, size_t *left_out, char *line,
         ++*left_out;
         return 0;
     }
+    copy = strdup(picture);
     return add_file(f,
-                    (struct file){.key = key_of_picture(picture),
+                    (struct file){.key = copy ? key_of_picture(copy) : NULL,
                                   .path = join(root, truth),
-                                  .picture = strdup(picture)},
+                                  .picture = copy},
                     err);
 }
 
@@ -398,22 +399,19 @@ static int read_list(struct files *f, size_t *left_out,
 
 /* ---- pairs ---- */
 
-/* What was missing, each of it logged. */
-struct missing {
-    size_t n;
-};
-
-static void miss(struct missing *m, const char *file, const char *why)
+/* Log what is missing, and count it. */
+static void miss(size_t *missing, const char *file, const char *why)
 {
     mp_log(MP_LOG_ERROR, NULL, "%s: %s", file, why);
-    m->n++;
+    ++*missing;
 }
 
-static int end_search(const struct missing *m, const char *what, size_t of,
+static int end_search(size_t missing, const char *what, size_t of,
                       struct mp_error *err)
 {
-    return m->n == 0 ? 0
-                     : mp_fail(err, MP_EINVAL, "%zu of %zu %s", m->n, of, what);
+    return missing == 0
+               ? 0
+               : mp_fail(err, MP_EINVAL, "%zu of %zu %s", missing, of, what);
 }
 
 /* Copies; name: the key or the picture's. */
@@ -478,21 +476,21 @@ static int read_truths(struct files *f, size_t *left_out,
 static int pair_up(struct mp_pairs *p, const struct files *truth,
                    struct files *have, const char *folder, struct mp_error *err)
 {
-    struct missing m = {0};
+    size_t missing = 0;
     int rc = make_room(p, truth->n, err);
 
     for (size_t i = 0; i < truth->n && rc == 0; i++) {
         const struct file *t = &truth->at[i], *r = find(have, t->key);
 
         if (access(t->path, R_OK) != 0)
-            miss(&m, t->path, strerror(errno));
+            miss(&missing, t->path, strerror(errno));
         else if (r == NULL)
-            miss(&m, t->path, "no result for this ground truth");
+            miss(&missing, t->path, "no result for this ground truth");
         else
             rc = add_pair(p, t->key, r->path, t->path, err);
     }
     p->unused = count_unused(have);
-    if (rc == 0 && end_search(&m, "pairs are not complete", truth->n, err))
+    if (rc == 0 && end_search(missing, "pairs are not complete", truth->n, err))
         rc = mp_fail_in(err, "%s", folder);
     return rc;
 }
@@ -573,7 +571,7 @@ static int list_inputs(struct mp_pairs *p, struct mp_inputs *in,
                        const struct mp_truth *t, const char *images,
                        const struct files *list, struct mp_error *err)
 {
-    struct missing m = {0};
+    size_t missing = 0;
     int rc = make_room(p, list->n, err);
 
     in->at = calloc(list->n + 1, sizeof *in->at);
@@ -586,13 +584,13 @@ static int list_inputs(struct mp_pairs *p, struct mp_inputs *in,
         if (rc == 0)
             rc = add_pair(p, in->at[i].stem, NULL, line->path, err);
         if (rc == 0 && access(in->at[i].path, R_OK) != 0)
-            miss(&m, in->at[i].path, strerror(errno));
+            miss(&missing, in->at[i].path, strerror(errno));
         if (rc == 0 && access(line->path, R_OK) != 0)
-            miss(&m, line->path, strerror(errno));
+            miss(&missing, line->path, strerror(errno));
     }
     if (rc == 0)
         rc = check_stems(in, t->path, err);
-    if (rc == 0 && end_search(&m, "files are not there", 2 * list->n, err))
+    if (rc == 0 && end_search(missing, "files are not there", 2 * list->n, err))
         rc = mp_fail_in(err, "%s", t->path);
     return rc;
 }
@@ -618,7 +616,7 @@ static void drop_truths(struct mp_inputs *in)
 static int folder_inputs(struct mp_pairs *p, struct mp_inputs *in,
                          struct files *truth, struct mp_error *err)
 {
-    struct missing m = {0};
+    size_t missing = 0;
     int rc = make_room(p, in->n, err);
 
     for (size_t i = 0; i < in->n && rc == 0; i++) {
@@ -628,22 +626,22 @@ static int folder_inputs(struct mp_pairs *p, struct mp_inputs *in,
         if (key == NULL)
             rc = no_memory(err);
         else if (t == NULL)
-            miss(&m, in->at[i].path, "no ground truth for this picture");
+            miss(&missing, in->at[i].path, "no ground truth for this picture");
         else
             rc = add_pair(p, in->at[i].stem, NULL, t->path, err);
         free(key);
     }
     p->unused = count_unused(truth);
-    return rc != 0
-               ? rc
-               : end_search(&m, "pictures have no ground truth", in->n, err);
+    return rc != 0 ? rc
+                   : end_search(missing, "pictures have no ground truth", in->n,
+                                err);
 }
 
 /* Of the pictures those that are annotated, all of which must be there. */
 static int pose_inputs(struct mp_pairs *p, struct mp_inputs *in,
                        const struct mp_coco *coco, struct mp_error *err)
 {
-    struct missing m = {0};
+    size_t missing = 0;
     char *seen = calloc(coco->nimage + 1, 1);
     int rc = make_room(p, in->n, err);
     size_t kept = 0;
@@ -668,10 +666,10 @@ static int pose_inputs(struct mp_pairs *p, struct mp_inputs *in,
     in->n = kept;
     for (size_t i = 0; i < coco->nimage && rc == 0; i++)
         if (!seen[i])
-            miss(&m, coco->image[i].file, "this picture is not there");
+            miss(&missing, coco->image[i].file, "this picture is not there");
     free(seen);
     return rc != 0 ? rc
-                   : end_search(&m, "annotated pictures are not there",
+                   : end_search(missing, "annotated pictures are not there",
                                 coco->nimage, err);
 }
 
