@@ -33,6 +33,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/weights_safetensors.c \
 	%reldir%/weights_torch.c \
 	%reldir%/cpu/attention.c \
+	%reldir%/cpu/blocks.c \
 	%reldir%/cpu/conv.c \
 	%reldir%/cpu/cpu.c %reldir%/cpu/cpu.h \
 	%reldir%/cpu/dnnl_compat.h \
@@ -41,8 +42,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
-	%reldir%/cpu/spatial.c \
-	%reldir%/cpu/winograd.c
+	%reldir%/cpu/spatial.c
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.
