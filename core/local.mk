@@ -37,6 +37,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/weights_safetensors.c \
 	%reldir%/weights_torch.c \
 	%reldir%/cpu/attention.c \
+	%reldir%/cpu/blocks.c \
 	%reldir%/cpu/conv.c \
 	%reldir%/cpu/cpu.c %reldir%/cpu/cpu.h \
 	%reldir%/cpu/dnnl_compat.h \
@@ -46,7 +47,6 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
-	%reldir%/cpu/winograd.c \
 	%reldir%/eval/coco.c %reldir%/eval/coco.h \
 	%reldir%/eval/depth_metrics.c \
 	%reldir%/eval/evaluate.c %reldir%/eval/evaluate.h \

@@ -6,8 +6,8 @@
  * A linear layer over N,T,C is a 1x1 convolution over N x T x 1: measured
  * faster than oneDNN's matmul. Two shapes, in which oneDNN reaches a few per
  * cent of the peak, become a product of another shape (see ways): a transposed
- * 2x2 convolution with stride 2, and a convolution to very few channels. Large
- * 3x3 convolutions in f32 are winograd.c's.
+ * 2x2 convolution with stride 2, and a convolution to very few channels.
+ * Convolutions in f32 with more than one tap are blocks.c's.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -166,62 +166,77 @@ static int has(const struct mp_step *s, int k)
     return k < s->nin && s->in[k] != MP_NO_VALUE;
 }
 
-/* Winograd's way has 4/9 of the products. Measured on one thread of a Zen 4 it
- * takes, with 128 channels and more, 1/1.9 of oneDNN's time at 256 tiles (32 x
- * 32) and up, 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32 channels, 1/1.2 with 16.
- * But weights grow by 7/9, and most weights are in maps so small that little
- * time is gained: from 256 tiles on, a full-size network takes 13 % of memory
- * more and 30 % of time less; from 64 on, 28 % and 33 %. Missing channels are
- * computed up to a multiple of 32. The size of the batch has no say in it: it
- * must not change results. */
-#define TILES    256
-#define CHANNELS 32
+/* oneDNN's direct convolutions add up a result in one chain, k_conv does not:
+ * it has a quarter of the error, and takes, on one thread of a Zen 4, 1.1 to
+ * 1.2 times as long. So all of more than one tap are its own, but those of so
+ * few channels that it would compute mostly zeros. */
+#define CHANNELS 32 /* a multiple of which it computes */
 
-static int is_tiled(const struct shape *q)
+static int is_ours(const struct shape *q)
 {
     dnnl_dim_t computed = (q->k + CHANNELS - 1) / CHANNELS * CHANNELS;
 
-    return q->constants && q->exact && !q->transposed && q->r == 3 &&
-           q->s == 3 && q->p.stride == 1 && q->p.top <= 1 && q->p.left <= 1 &&
-           q->oh * q->ow >= 4 * TILES && q->c >= CHANNELS &&
-           4 * q->k >= 3 * computed && k_has_winograd();
+    return q->constants && q->exact && !q->transposed && q->r * q->s > 1 &&
+           q->c >= CHANNELS && 4 * q->k >= 3 * computed && k_has_conv();
 }
 
-static struct k_winograd winograd(const struct mp_plan *plan, size_t i)
+/* Winograd's way has 4/9 of the products. Measured likewise it takes, with 128
+ * channels and more, 1/1.9 of oneDNN's time at 256 tiles (32 x 32) and up,
+ * 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32 channels. But weights grow by 7/9,
+ * and most weights are in maps so small that little time is gained: from 256
+ * tiles on, a full-size network takes 11 % of memory more and 30 % of time
+ * less; from 64 on, 26 % and 33 %. The size of the batch has no say in it: it
+ * must not change results. */
+#define TILES 256
+
+static int is_tiled(const struct shape *q)
+{
+    return is_ours(q) && q->r == 3 && q->s == 3 && q->p.stride == 1 &&
+           q->p.top <= 1 && q->p.left <= 1 && q->oh * q->ow >= 4 * TILES;
+}
+
+static struct k_conv conv_of(const struct mp_plan *plan, size_t i)
 {
     const struct mp_step *s = &plan->step[i];
     const int64_t *x = plan->value[s->in[0]].dim;
+    const int64_t *w = plan->value[s->in[1]].dim;
     const int64_t *y = plan->value[s->out].dim;
     const struct mp_conv *p = &s->attr.conv;
 
-    return (struct k_winograd){.n = x[0],
-                               .h = x[1],
-                               .w = x[2],
-                               .c = x[3],
-                               .yh = y[1],
-                               .yw = y[2],
-                               .k = y[3],
-                               .top = p->top,
-                               .left = p->left,
-                               .act = s->attr.act};
+    return (struct k_conv){
+        .n = x[0],
+        .h = x[1],
+        .w = x[2],
+        .c = x[3],
+        .yh = y[1],
+        .yw = y[2],
+        .k = y[3],
+        .r = w[2],
+        .s = w[3],
+        .stride = p->stride,
+        .top = p->top,
+        .left = p->left,
+        .winograd = plan->cpu[i].way->weights == WINOGRAD_WEIGHTS,
+        .act = s->attr.act,
+    };
 }
 
-static size_t scratch_of_tiles(const struct mp_plan *plan, size_t i)
+static size_t blocks_scratch(const struct mp_plan *plan, size_t i)
 {
-    struct k_winograd a = winograd(plan, i);
+    struct k_conv a = conv_of(plan, i);
 
-    return k_winograd_scratch(&a, plan->device->threads);
+    return k_conv_scratch(&a, plan->device->threads);
 }
 
-static void run_tiles(const struct mp_plan *plan, size_t i, char *arena)
+static void run_blocks(const struct mp_plan *plan, size_t i, char *arena)
 {
     const struct mp_step *s = &plan->step[i];
-    struct k_winograd a = winograd(plan, i);
+    struct k_conv a = conv_of(plan, i);
 
-    k_winograd(&a, (float *)(arena + plan->value[s->out].offset),
-               input(plan, i, 0, arena), input(plan, i, 1, arena),
-               has(s, 2) ? input(plan, i, 2, arena) : NULL,
-               has(s, 3) ? input(plan, i, 3, arena) : NULL, plan->scratch);
+    k_conv(&a, (float *)(arena + plan->value[s->out].offset),
+           input(plan, i, 0, arena), input(plan, i, 1, arena),
+           has(s, 2) ? input(plan, i, 2, arena) : NULL,
+           has(s, 3) ? input(plan, i, 3, arena) : NULL, plan->scratch);
 }
 
 static int is_any(const struct shape *q)
@@ -250,8 +265,14 @@ static const struct cpu_way ways[] = {
      .rewrite = as_given,
      .weights = WINOGRAD_WEIGHTS,
      .name = "winograd",
-     .scratch = scratch_of_tiles,
-     .run = run_tiles},
+     .scratch = blocks_scratch,
+     .run = run_blocks},
+    {.fits = is_ours,
+     .rewrite = as_given,
+     .weights = BLOCK_WEIGHTS,
+     .name = "blocks",
+     .scratch = blocks_scratch,
+     .run = run_blocks},
     {.fits = is_any, .rewrite = as_given},
 };
 

@@ -241,6 +241,9 @@ static int pack_now(struct packed *k, struct mp_device *d,
                     dn_desc plain, struct mp_error *err)
 {
     size_t n = v->count * (k->form == SPREAD_BIAS ? 4 : 1);
+    int winograd = k->form == WINOGRAD_WEIGHTS;
+    int ours = winograd || k->form == BLOCK_WEIGHTS;
+    int64_t taps = ours ? v->dim[2] * v->dim[3] : 1;
     float *formed = NULL;
     int rc = 0;
 
@@ -254,16 +257,15 @@ static int pack_now(struct packed *k, struct mp_device *d,
         from = formed;
     }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
-    k->bytes = k->form == WINOGRAD_WEIGHTS
-                   ? k_winograd_weights(v->dim[0], v->dim[1])
+    k->bytes = ours   ? k_conv_weights(v->dim[0], v->dim[1], taps, winograd)
                : want ? dnnl_memory_desc_get_size(want)
                       : n * mp_dtype_size(k->type);
     k->data = get_memory(k->bytes);
     if (!k->data)
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
-    else if (k->form == WINOGRAD_WEIGHTS)
-        k_winograd_pack(k->data, from, v->dim[0], v->dim[1]);
+    else if (ours)
+        k_conv_pack(k->data, from, v->dim[0], v->dim[1], taps, winograd);
     else if (want)
         rc = reorder(d, k->data, want, from, plain, err);
     else

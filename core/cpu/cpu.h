@@ -15,7 +15,8 @@ enum form {
     SPREAD_WEIGHTS,   /* C,K,2,2 as 2,2,K,C: one product for four results */
     SPREAD_BIAS,      /* K repeated four times */
     TAP_WEIGHTS,      /* K,C,R,S as R,S,K,C: a product for each tap */
-    WINOGRAD_WEIGHTS, /* K,C,3,3 as k_winograd_pack does */
+    BLOCK_WEIGHTS,    /* K,C,R,S as k_conv_pack does */
+    WINOGRAD_WEIGHTS, /* K,C,3,3 likewise */
     AS_BF16           /* plain, in that type */
 };
 
