@@ -3,6 +3,7 @@
 confdir = $(pkgdatadir)/conf
 dist_conf_DATA = \
 	%reldir%/depth.ini \
+	%reldir%/mpiped.ini \
 	%reldir%/seg.ini
 
 classesdir = $(pkgdatadir)/conf/classes

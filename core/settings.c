@@ -8,6 +8,7 @@
 #include "conf.h"
 #include "module.h"
 #include "option.h"
+#include "pipeline.h"
 #include "settings.h"
 
 #define ROW(sec, id, kind, def, least, most, words, unit, help)                \
@@ -489,6 +490,27 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
     if (!rc && s->plugin->uses_boxes)
         rc = open_boxes(s, err);
     return rc;
+}
+
+int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                         struct mp_error *err)
+{
+    struct mp_pipeline_conf c = {
+        .head = s->plugin,
+        .head_conf = s->head_conf,
+        .checkpoint = s->checkpoint,
+        .backend = s->compute.backend,
+        .precision = (enum mp_precision)s->compute.precision,
+        .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .strict = s->model.strict,
+    };
+    int rc = mp_pipeline_open(p, &c, err);
+
+    if (rc)
+        return rc;
+    mp_log(MP_LOG_INFO, "backend", "%s", mp_pipeline_backend(*p));
+    mp_log(MP_LOG_INFO, "network", "%s", mp_pipeline_network_text(*p));
+    return 0;
 }
 
 /* ---- telling ---- */

@@ -68,6 +68,10 @@ int mp_settings_vary(struct mp_settings **out, const struct mp_settings *s,
                      const char *formats, struct mp_error *err);
 
 int mp_settings_files(struct mp_settings *s, struct mp_error *err);
+/* The pipeline that they describe; after mp_settings_files. */
+struct mp_pipeline;
+int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                         struct mp_error *err);
 
 /* The values in force as an INI file, and as {section: {key: text}}: the
  * latter new, NULL: out of memory. */
