@@ -5,6 +5,7 @@ dist_conf_DATA = \
 	%reldir%/depth-kitti.ini \
 	%reldir%/depth-nyu.ini \
 	%reldir%/depth.ini \
+	%reldir%/mpiped.ini \
 	%reldir%/pose-coco.ini \
 	%reldir%/pose.ini \
 	%reldir%/seg-ade20k-ms.ini \

@@ -69,11 +69,16 @@ void mp_rescale_size(int32_t *nw, int32_t *nh, int32_t w, int32_t h, int32_t a,
  * ntext tEXt chunks, Latin-1. Equal arguments give equal bytes. */
 int mp_png_write(const char *path, const struct mp_png *p,
                  struct mp_error *err);
+/* The same bytes to f. Only what is wrong with the picture is an error: ask
+ * ferror about the rest. */
+int mp_png_encode(FILE *f, const struct mp_png *p, struct mp_error *err);
 
 /* NumPy .npy 1.0, C order, in the host's byte order (the header says which).
  * dtype F32, U8, U16, I32; at most 8 dimensions, none negative. */
 int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
                  const int64_t *dim, const void *data, struct mp_error *err);
+int mp_npy_encode(FILE *f, enum mp_dtype t, int ndim, const int64_t *dim,
+                  const void *data, struct mp_error *err);
 
 /* A .npy of two dimensions, float32 of either byte order, C order: h x w,
  * malloc'd. Anything else is refused. */

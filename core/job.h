@@ -17,11 +17,6 @@
 #include <signal.h>
 #include "record.h"
 
-/* The pipeline that the settings describe, which mp_settings_files has
- * completed; what it is, is logged. */
-int mp_job_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
-                    struct mp_error *err);
-
 struct mp_job { /* borrowed until the run ends */
     const struct mp_settings *settings;
     struct mp_pipeline *pipeline;

@@ -176,7 +176,7 @@ static int prepare(struct mp_pipeline **p, const struct arguments *a,
     mp_log(MP_LOG_INFO, "inputs", "%zu pictures, %zu other files", in->n,
            in->others);
     rc = mp_settings_files(s, err);
-    return rc ? rc : mp_job_pipeline(p, s, err);
+    return rc ? rc : mp_settings_pipeline(p, s, err);
 }
 
 static void summarise(const struct mp_counts *c, const char *out)

@@ -7,6 +7,8 @@
 #include "classes.h"
 #include "conf.h"
 #include "module.h"
+#include "option.h"
+#include "pipeline.h"
 #include "settings.h"
 
 #define ROW(sec, id, kind, def, least, most, words, unit, help)                \
@@ -328,13 +330,75 @@ void mp_settings_free(struct mp_settings *s)
 {
     if (!s)
         return;
-    mp_boxes_free(s->boxes);
-    mp_classes_free(s->classes);
+    if (!s->of) {
+        mp_boxes_free(s->boxes);
+        mp_classes_free(s->classes);
+        free(s->checkpoint);
+        mp_conf_free(s->conf);
+    }
+    free_words(s->texts);
     free_words(s->kinds);
-    free(s->checkpoint);
     free(s->head_conf);
-    mp_conf_free(s->conf);
     free(s);
+}
+
+/* ---- variations ---- */
+
+static int set_option(struct mp_settings *s, const char *key, const char *value,
+                      struct mp_error *err)
+{
+    struct mp_guess near = {.word = key};
+    const struct mp_option *row = s->plugin->options;
+
+    for (; row && row->name && strcmp(row->name, key); row++)
+        mp_guess_try(&near, row->name, strlen(row->name));
+    if (!row || !row->name)
+        return mp_fail(err, MP_EINVAL, "head %s has no option \"%.*s\"%s",
+                       s->plugin->name, MP_QUOTE, key,
+                       mp_guess_hint(&near).text);
+    return mp_option_parse(row, s->head_conf, value, err)
+               ? mp_fail_in(err, "%s", key)
+               : 0;
+}
+
+int mp_settings_vary(struct mp_settings **out, const struct mp_settings *s,
+                     const char *const *key, const char *const *value, size_t n,
+                     const char *formats, struct mp_error *err)
+{
+    struct mp_settings *v = malloc(sizeof *v);
+    size_t bytes = s->plugin->conf_size;
+    int rc = 0;
+
+    *out = NULL;
+    if (!v)
+        return no_memory(err);
+    *v = *s;
+    v->of = s;
+    v->kinds = NULL;
+    v->head_conf = calloc(1, bytes + !bytes);
+    v->texts = calloc(n + 2, sizeof *v->texts);
+    if (!v->head_conf || !v->texts)
+        rc = no_memory(err);
+    else
+        memcpy(v->head_conf, s->head_conf, bytes);
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = (v->texts[i] = strdup(value[i]))
+                 ? set_option(v, key[i], v->texts[i], err)
+                 : no_memory(err);
+    if (!rc && v->plugin->check)
+        rc = v->plugin->check(v->head_conf, err);
+    if (!rc && formats && !(v->texts[n] = strdup(formats)))
+        rc = no_memory(err);
+    if (!rc && formats)
+        v->output.formats = v->texts[n];
+    if (!rc)
+        rc = pick_kinds(v, err);
+    if (rc) {
+        mp_settings_free(v);
+        return rc;
+    }
+    *out = v;
+    return 0;
 }
 
 /* ---- files ---- */
@@ -456,6 +520,27 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
     if (!rc && s->plugin->uses_boxes)
         rc = open_boxes(s, err);
     return rc;
+}
+
+int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                         struct mp_error *err)
+{
+    struct mp_pipeline_conf c = {
+        .head = s->plugin,
+        .head_conf = s->head_conf,
+        .checkpoint = s->checkpoint,
+        .backend = s->compute.backend,
+        .precision = (enum mp_precision)s->compute.precision,
+        .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .strict = s->model.strict,
+    };
+    int rc = mp_pipeline_open(p, &c, err);
+
+    if (rc)
+        return rc;
+    mp_log(MP_LOG_INFO, "backend", "%s", mp_pipeline_backend(*p));
+    mp_log(MP_LOG_INFO, "network", "%s", mp_pipeline_network_text(*p));
+    return 0;
 }
 
 /* ---- telling ---- */

@@ -28,6 +28,7 @@ shell_tests = \
 	%reldir%/eval.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
+	%reldir%/mpiped.sh \
 	%reldir%/options.sh \
 	%reldir%/seg.sh
 
@@ -50,16 +51,21 @@ shell_tests = \
 	plugins/pose/person.c plugins/pose/pose.h plugins/pose/result.c
 %canon_reldir%_test_pose_CFLAGS = $(AM_CFLAGS)
 
+if DAEMON
+daemon_tests = %reldir%/test_queue
+%canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
+endif
+
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
-noinst_LTLIBRARIES = %reldir%/libhelp.la
+noinst_LTLIBRARIES += %reldir%/libhelp.la
 %canon_reldir%_libhelp_la_SOURCES = \
 	%reldir%/golden.c %reldir%/golden.h \
 	%reldir%/make_weights.c %reldir%/make_weights.h
 
 TESTS += $(shell_tests)
 if HAVE_CHECK
-check_PROGRAMS += $(unit_tests)
-TESTS += $(unit_tests)
+check_PROGRAMS += $(unit_tests) $(daemon_tests)
+TESTS += $(unit_tests) $(daemon_tests)
 else
 check-local:
 	@echo "Check was not found when mpipe was configured:" \
