@@ -41,6 +41,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/norm.c \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
+	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)

@@ -195,14 +195,22 @@ static float *repeat(const float *b, size_t n)
     return out;
 }
 
+/* Ours where it can: oneDNN's takes 1.6 times as long for bf16. */
 static int reorder(struct mp_device *d, void *to, dn_desc want,
                    const void *from, dn_desc plain, struct mp_error *err)
 {
+    struct k_layout blocked, rows;
+    enum mp_dtype type, f32;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t prim = NULL;
     dnnl_memory_t a = NULL, b = NULL;
     dnnl_status_t st;
 
+    if (dn_layout(&blocked, &type, want) && dn_layout(&rows, &f32, plain) &&
+        f32 == MP_F32 && k_can_reorder(&blocked, type, &rows)) {
+        k_reorder((struct k_out){to, type}, &blocked, from, &rows);
+        return 0;
+    }
     st = dnnl_reorder_primitive_desc_create(&pd, plain, d->engine, want,
                                             d->engine, NULL);
     if (st == dnnl_success)
@@ -265,7 +273,8 @@ static int pack_now(struct packed *k, struct mp_device *d,
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
     else if (ours)
-        k_conv_pack(k->data, from, v->dim[0], v->dim[1], taps, winograd);
+        k_conv_pack(k->data, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3],
+                    winograd);
     else if (want)
         rc = reorder(d, k->data, want, from, plain, err);
     else
