@@ -254,7 +254,7 @@ K_MULTI(copy_windows, (const struct block *b, const float *x), (b, x))
 /* ---- the products ---- */
 
 /* For `rows` tiles: m is, or grows by if `more`, u times w over a depth of n.
- */
+ * Meanwhile a line from `ahead` on is fetched for each step of the depth. */
 typedef void products(float *m, int64_t rows, const float *u, const float *w,
                       int64_t n, int more, const float *ahead);
 
@@ -305,12 +305,12 @@ K_TARGET_AVX512 K_INLINE void product_avx512(float *m, int rows, const float *u,
     }
 }
 
-K_TARGET_AVX512 static void products_avx512(float *m, int64_t rows_,
+K_TARGET_AVX512 static void products_avx512(float *m, int64_t count,
                                             const float *u, const float *w,
                                             int64_t n, int more,
                                             const float *ahead)
 {
-    switch (rows_) {
+    switch (count) {
         ROWS_CASE(1, product_avx512(m, rows, u, w, n, more, ahead));
         ROWS_CASE(2, product_avx512(m, rows, u, w, n, more, ahead));
         ROWS_CASE(3, product_avx512(m, rows, u, w, n, more, ahead));
@@ -363,12 +363,12 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
     }
 }
 
-K_TARGET_AVX2 static void products_avx2(float *m, int64_t rows_, const float *u,
+K_TARGET_AVX2 static void products_avx2(float *m, int64_t count, const float *u,
                                         const float *w, int64_t n, int more,
                                         const float *ahead)
 {
     for (int half = 0; half < 2; half++, m += WIDE / 2, w += WIDE / 2)
-        switch (rows_) {
+        switch (count) {
             ROWS_CASE(1, product_avx2(m, rows, u, w, n, more, ahead));
             ROWS_CASE(2, product_avx2(m, rows, u, w, n, more, ahead));
             ROWS_CASE(3, product_avx2(m, rows, u, w, n, more, ahead));
@@ -525,13 +525,15 @@ K_INLINE void one(const struct block *b, const struct result *s, const float *m,
         }
 
 K_MULTI(finish_tiles,
-        (const struct block *b, const struct result *s, int64_t k),
-        (b, s, k)){EACH_16(tile)}
+        (const struct block *b, const struct result *s, int64_t k), (b, s, k))
+{
+    EACH_16(tile);
+}
 
 K_MULTI(finish_ones, (const struct block *b, const struct result *s, int64_t k),
         (b, s, k))
 {
-    EACH_16(one)
+    EACH_16(one);
 }
 
 /* ---- all of it ---- */
@@ -547,16 +549,18 @@ struct shares {
 static struct shares shares_of(const struct k_conv *a, int threads)
 {
     int64_t n = side(a), points = points_of(a->winograd);
+    int64_t wides = k_ceil_div(a->k, WIDE), each;
     struct shares s = {0};
 
     s.tiles = a->n * k_ceil_div(a->yh, n) * k_ceil_div(a->yw, n);
     s.blocks = k_ceil_div(s.tiles, BLOCK);
-    s.parts = k_min(k_ceil_div(threads, s.blocks), k_ceil_div(a->k, WIDE));
+    each = k_ceil_div(wides, k_min(k_ceil_div(threads, s.blocks), wides));
+    s.channels = each * WIDE;
+    s.parts = k_ceil_div(wides, each);
     if (s.parts == 1) /* as many for every thread */
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.channels = k_ceil_div(k_ceil_div(a->k, WIDE), s.parts) * WIDE;
     s.u_point = u_point(s.block, depth_of(a->c, a->r * a->s, a->winograd));
     s.m_point = m_point(s.block);
     s.scratch = points * (s.u_point + s.m_point);
