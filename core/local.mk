@@ -45,6 +45,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/norm.c \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
+	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
 	%reldir%/eval/coco.c %reldir%/eval/coco.h \

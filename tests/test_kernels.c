@@ -10,7 +10,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cpu/kernels.h"
+#include "cpu/dnnl_compat.h"
 
 #define N(a) (int)(sizeof(a) / sizeof *(a))
 
@@ -131,6 +131,11 @@ static const enum mp_dtype types[][3] = {{MP_F32, MP_F32, MP_F32},
                                          {MP_BF16, MP_BF16, MP_F32},
                                          {MP_BF16, MP_F32, MP_BF16},
                                          {MP_F32, MP_BF16, MP_F32}};
+
+static int64_t count(int n, const int64_t *dim)
+{
+    return n ? dim[0] * count(n - 1, dim + 1) : 1;
+}
 
 /* ---- attention ---- */
 
@@ -313,7 +318,7 @@ static void run_conv(const struct k_conv *a, float *y, const float *x,
 
     ck_assert(packed && scratch);
     omp_set_num_threads(threads);
-    k_conv_pack(packed, w, a->k, a->c, a->r * a->s, a->winograd);
+    k_conv_pack(packed, w, a->k, a->c, a->r, a->s, a->winograd);
     k_conv(a, y, x, packed, bias, residual, scratch);
     free(packed);
     free(scratch);
@@ -358,6 +363,84 @@ START_TEST(test_conv)
     drop(r);
     drop(y);
     drop(z);
+}
+END_TEST
+
+/* ---- layouts ---- */
+
+static const struct {
+    dnnl_format_tag_t tag;
+    enum mp_dtype t;
+} layouts[] = {{dnnl_Acdb16a, MP_F32},    {dnnl_Acdb32a, MP_F32},
+               {dnnl_Acdb64a, MP_F32},    {dnnl_AcdB32a2b, MP_BF16},
+               {dnnl_AcdB48a2b, MP_BF16}, {dnnl_AcdB64a2b, MP_BF16}};
+
+static const int64_t weights[][4] = {
+    {64, 64, 1, 1}, {1, 1, 3, 3},   {150, 3, 3, 3}, {35, 137, 1, 1},
+    {96, 40, 3, 3}, {70, 33, 2, 5}, {32, 20, 8, 8}};
+
+static void run_reorder(void *to, dn_desc want, const float *from,
+                        dn_desc plain)
+{
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    dnnl_primitive_desc_t pd;
+    dnnl_primitive_t prim;
+    dnnl_memory_t a, b;
+
+    ck_assert(!dnnl_engine_create(&engine, dnnl_cpu, 0));
+    ck_assert(!dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
+    ck_assert(!dnnl_reorder_primitive_desc_create(&pd, plain, engine, want,
+                                                  engine, NULL));
+    ck_assert(!dnnl_primitive_create(&prim, pd));
+    ck_assert(!dnnl_memory_create(&a, plain, engine, (void *)from));
+    ck_assert(!dnnl_memory_create(&b, want, engine, to));
+    ck_assert(!dnnl_primitive_execute(
+        prim, stream, 2,
+        (dnnl_exec_arg_t[]){{DNNL_ARG_FROM, a}, {DNNL_ARG_TO, b}}));
+    dnnl_stream_wait(stream);
+    dnnl_memory_destroy(a);
+    dnnl_memory_destroy(b);
+    dnnl_primitive_destroy(prim);
+    dnnl_primitive_desc_destroy(pd);
+    dnnl_stream_destroy(stream);
+    dnnl_engine_destroy(engine);
+}
+
+/* The same bytes as oneDNN's own. */
+START_TEST(test_reorder)
+{
+    const int64_t *dim = weights[_i / N(layouts)];
+    enum mp_dtype t = layouts[_i % N(layouts)].t, got, f32;
+    struct data x = data(MP_F32, count(4, dim), 1, 0);
+    dn_own_desc want, plain;
+    struct k_layout to, from;
+    void *a, *b;
+    size_t size;
+
+    for (int64_t i = 0; i < x.n; i += 7) /* ties, a carry, signs, infinity */
+        ((uint32_t *)x.p)[i] = (uint32_t[]){0x3f808000, 0x3f818000, 0x3fffffff,
+                                            0x80000000, 0xff800000}[i % 5];
+    ck_assert(!dn_desc_new(&want, 4, dim, t == MP_F32 ? dnnl_f32 : dnnl_bf16,
+                           layouts[_i % N(layouts)].tag));
+    ck_assert(!dn_desc_new(&plain, 4, dim, dnnl_f32, dnnl_oihw));
+    ck_assert(dn_layout(&to, &got, dn_borrow(&want)) && got == t);
+    ck_assert(dn_layout(&from, &f32, dn_borrow(&plain)) && f32 == MP_F32);
+    ck_assert(k_can_reorder(&to, t, &from));
+    size = dnnl_memory_desc_get_size(dn_borrow(&want));
+    a = aligned_alloc(64, (size + 63) / 64 * 64);
+    b = malloc(size);
+    ck_assert(a && b);
+    memset(b, 1, size);
+    run_reorder(a, dn_borrow(&want), x.p, dn_borrow(&plain));
+    omp_set_num_threads(3);
+    k_reorder((struct k_out){b, t}, &to, x.p, &from);
+    ck_assert_int_eq(memcmp(a, b, size), 0);
+    free(a);
+    free(b);
+    dn_desc_free(&want);
+    dn_desc_free(&plain);
+    drop(x);
 }
 END_TEST
 
@@ -541,11 +624,6 @@ static const struct {
     {1, 1, {1}, {1}},
     {4, 4, {2, 1, 5, 2000}, {1, 1, 5, 2000}},
 };
-
-static int64_t count(int n, const int64_t *dim)
-{
-    return n ? dim[0] * count(n - 1, dim + 1) : 1;
-}
 
 START_TEST(test_binary)
 {
@@ -767,6 +845,7 @@ int main(void)
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t, test_attention, 0, 5 * N(cases));
     tcase_add_loop_test(t, test_conv, 0, N(convs));
+    tcase_add_loop_test(t, test_reorder, 0, N(layouts) * N(weights));
     tcase_add_loop_test(t, test_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_batch_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_act, 0, 5);

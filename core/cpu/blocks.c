@@ -45,59 +45,60 @@ size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, int winograd)
            sizeof(float);
 }
 
-/* Three taps, `step` apart, become four: G g. */
-K_INLINE void widen(double *to, const double *g, int step)
+/* Three taps become four, G g, for WIDE channels of y. */
+K_INLINE void widen(double (*to)[WIDE], const double (*g)[WIDE], int step)
 {
-    double even = (g[0] + g[2 * step]) / 2, odd = g[step] / 2;
+#pragma omp simd
+    for (int i = 0; i < WIDE; i++) {
+        double even = (g[0][i] + g[2 * step][i]) / 2, odd = g[step][i] / 2;
 
-    to[0] = g[0];
-    to[step] = even + odd;
-    to[2 * step] = even - odd;
-    to[3 * step] = g[2 * step];
-}
-
-/* One channel of x, `count` of y. In double, rounded once. */
-static void pack_points(float *to, int64_t point, const float *w, int64_t step,
-                        int64_t count)
-{
-    for (int64_t i = 0; i < WIDE; i++) {
-        double g[9], rows[12], all[POINTS];
-
-        for (int j = 0; j < 9; j++)
-            g[j] = i < count ? (double)w[i * step + j] : 0;
-        for (int j = 0; j < 3; j++)
-            widen(rows + j, g + j, 3);
-        for (int j = 0; j < 4; j++)
-            widen(all + 4 * j, rows + 3 * j, 1);
-        for (int p = 0; p < POINTS; p++)
-            to[p * point + i] = (float)all[p];
+        to[0][i] = g[0][i];
+        to[step][i] = even + odd;
+        to[2 * step][i] = even - odd;
+        to[3 * step][i] = g[2 * step][i];
     }
 }
 
-static void pack_taps(float *to, int64_t tap, const float *w, int64_t taps,
-                      int64_t step, int64_t count)
+/* One channel of x, `count` of y. In double, rounded once. */
+K_MULTI(pack_points,
+        (float *to, int64_t point, const float *w, int64_t step, int64_t count),
+        (to, point, w, step, count))
 {
-    for (int64_t t = 0; t < taps; t++)
-        for (int64_t i = 0; i < WIDE; i++)
-            to[t * tap + i] = i < count ? w[i * step + t] : 0;
+    double g[9][WIDE], rows[12][WIDE], all[POINTS][WIDE];
+
+    for (int64_t i = 0; i < WIDE; i++)
+        for (int j = 0; j < 9; j++)
+            g[j][i] = i < count ? (double)w[i * step + j] : 0;
+    for (int j = 0; j < 3; j++)
+        widen(rows + j, (const double(*)[WIDE])g + j, 3);
+    for (int j = 0; j < 4; j++)
+        widen(all + 4 * j, (const double(*)[WIDE])rows + 3 * j, 1);
+    for (int p = 0; p < POINTS; p++)
+#pragma omp simd
+        for (int i = 0; i < WIDE; i++)
+            to[p * point + i] = (float)all[p][i];
 }
 
-void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t taps,
-                 int winograd)
+void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t r,
+                 int64_t s, int winograd)
 {
-    int64_t each = points_of(winograd) * depth_of(c, taps, winograd);
+    const struct k_layout plain = {.dim = {k, c, r, s},
+                                   .stride = {c * r * s, r * s, s, 1}};
+    const struct k_layout blocks = {
+        .dim = {k, c, r, s},
+        .stride = {c * r * s * WIDE, WIDE, s * c * WIDE, c * WIDE},
+        .blocks = 1,
+        .block = {WIDE}};
 
+    if (!winograd) {
+        k_reorder((struct k_out){to, MP_F32}, &blocks, w, &plain);
+        return;
+    }
 #pragma omp parallel for schedule(static) collapse(2)
     for (int64_t i = 0; i < k; i += WIDE)
-        for (int64_t j = 0; j < c; j++) {
-            float *out = to + i * each + j * WIDE;
-            const float *in = w + (i * c + j) * taps;
-
-            if (winograd)
-                pack_points(out, c * WIDE, in, c * taps, k - i);
-            else
-                pack_taps(out, c * WIDE, in, taps, c * taps, k - i);
-        }
+        for (int64_t j = 0; j < c; j++)
+            pack_points(to + i * POINTS * c + j * WIDE, c * WIDE,
+                        w + (i * c + j) * 9, c * 9, k - i);
 }
 
 /* ---- a block of tiles ---- */
@@ -253,7 +254,7 @@ K_MULTI(copy_windows, (const struct block *b, const float *x), (b, x))
 /* ---- the products ---- */
 
 /* For `rows` tiles: m is, or grows by if `more`, u times w over a depth of n.
- */
+ * Meanwhile a line from `ahead` on is fetched for each step of the depth. */
 typedef void products(float *m, int64_t rows, const float *u, const float *w,
                       int64_t n, int more, const float *ahead);
 
@@ -304,12 +305,12 @@ K_TARGET_AVX512 K_INLINE void product_avx512(float *m, int rows, const float *u,
     }
 }
 
-K_TARGET_AVX512 static void products_avx512(float *m, int64_t rows_,
+K_TARGET_AVX512 static void products_avx512(float *m, int64_t count,
                                             const float *u, const float *w,
                                             int64_t n, int more,
                                             const float *ahead)
 {
-    switch (rows_) {
+    switch (count) {
         ROWS_CASE(1, product_avx512(m, rows, u, w, n, more, ahead));
         ROWS_CASE(2, product_avx512(m, rows, u, w, n, more, ahead));
         ROWS_CASE(3, product_avx512(m, rows, u, w, n, more, ahead));
@@ -362,12 +363,12 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
     }
 }
 
-K_TARGET_AVX2 static void products_avx2(float *m, int64_t rows_, const float *u,
+K_TARGET_AVX2 static void products_avx2(float *m, int64_t count, const float *u,
                                         const float *w, int64_t n, int more,
                                         const float *ahead)
 {
     for (int half = 0; half < 2; half++, m += WIDE / 2, w += WIDE / 2)
-        switch (rows_) {
+        switch (count) {
             ROWS_CASE(1, product_avx2(m, rows, u, w, n, more, ahead));
             ROWS_CASE(2, product_avx2(m, rows, u, w, n, more, ahead));
             ROWS_CASE(3, product_avx2(m, rows, u, w, n, more, ahead));
@@ -524,13 +525,15 @@ K_INLINE void one(const struct block *b, const struct result *s, const float *m,
         }
 
 K_MULTI(finish_tiles,
-        (const struct block *b, const struct result *s, int64_t k),
-        (b, s, k)){EACH_16(tile)}
+        (const struct block *b, const struct result *s, int64_t k), (b, s, k))
+{
+    EACH_16(tile);
+}
 
 K_MULTI(finish_ones, (const struct block *b, const struct result *s, int64_t k),
         (b, s, k))
 {
-    EACH_16(one)
+    EACH_16(one);
 }
 
 /* ---- all of it ---- */
@@ -546,16 +549,18 @@ struct shares {
 static struct shares shares_of(const struct k_conv *a, int threads)
 {
     int64_t n = side(a), points = points_of(a->winograd);
+    int64_t wides = k_ceil_div(a->k, WIDE), each;
     struct shares s = {0};
 
     s.tiles = a->n * k_ceil_div(a->yh, n) * k_ceil_div(a->yw, n);
     s.blocks = k_ceil_div(s.tiles, BLOCK);
-    s.parts = k_min(k_ceil_div(threads, s.blocks), k_ceil_div(a->k, WIDE));
+    each = k_ceil_div(wides, k_min(k_ceil_div(threads, s.blocks), wides));
+    s.channels = each * WIDE;
+    s.parts = k_ceil_div(wides, each);
     if (s.parts == 1) /* as many for every thread */
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.channels = k_ceil_div(k_ceil_div(a->k, WIDE), s.parts) * WIDE;
     s.u_point = u_point(s.block, depth_of(a->c, a->r * a->s, a->winograd));
     s.m_point = m_point(s.block);
     s.scratch = points * (s.u_point + s.m_point);

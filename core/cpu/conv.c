@@ -177,7 +177,8 @@ static int is_ours(const struct shape *q)
     dnnl_dim_t computed = (q->k + CHANNELS - 1) / CHANNELS * CHANNELS;
 
     return q->constants && q->exact && !q->transposed && q->r * q->s > 1 &&
-           q->c >= CHANNELS && 4 * q->k >= 3 * computed && k_has_conv();
+           q->r * q->s <= K_MOST_TAPS && q->c >= CHANNELS &&
+           4 * q->k >= 3 * computed && k_has_conv();
 }
 
 /* Winograd's way has 4/9 of the products. Measured likewise it takes, with 128
