@@ -24,7 +24,8 @@ shell_tests = \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/mpiped.sh \
-	%reldir%/options.sh
+	%reldir%/options.sh \
+	%reldir%/units.sh
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
@@ -39,8 +40,17 @@ shell_tests = \
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 
 if DAEMON
-daemon_tests = %reldir%/test_queue
+daemon_tests = \
+	%reldir%/test_http \
+	%reldir%/test_queue
+%canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
+
+# A head to try patience with; -rpath, or libtool makes no shared object.
+check_LTLIBRARIES += %reldir%/trouble.la
+%canon_reldir%_trouble_la_SOURCES = %reldir%/trouble.c
+%canon_reldir%_trouble_la_LDFLAGS = $(head_ldflags) -rpath $(abs_builddir)
+%canon_reldir%_trouble_la_LIBADD = libmpipe.la
 endif
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
