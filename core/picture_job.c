@@ -173,9 +173,8 @@ static void cut_out(uint8_t *px, const struct mp_picture *from,
                row);
 }
 
-/* The pixels of a view; *owned: free them. */
-static uint8_t *draw_view(const struct mp_picture_job *p, size_t view,
-                          int *owned)
+uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
+                             int *owned)
 {
     const struct mp_view *v = &p->view[view];
     const struct mp_picture *from =
@@ -273,7 +272,7 @@ int mp_picture_job_see(const struct mp_look *look, size_t n,
     int rc = px && owned ? 0 : no_memory(err);
 
     for (size_t i = 0; i < n && !rc; i++) {
-        px[i] = draw_view(look[i].p, look[i].view, &owned[i]);
+        px[i] = mp_picture_job_view(look[i].p, look[i].view, &owned[i]);
         rc = px[i] ? 0 : no_memory(err);
     }
     if (!rc)

@@ -46,6 +46,9 @@ int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
  * are, they stand for those of the settings. */
 int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
+/* The pixels of a view; *owned: free them. */
+uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
+                             int *owned);
 /* Have the network look at these views, all of one size. */
 struct mp_look {
     struct mp_picture_job *p;

@@ -110,11 +110,11 @@ static json_t *describe(const struct mp_settings *s,
 
 /* ---- runs that were here before ---- */
 
-/* These make no difference to the results, or are compared as what they led
+/* Others make no difference to the results, or are compared as what they led
  * to: backend, precision, checkpoint. */
 static int is_compared(const char *section, const char *key)
 {
-    return strcmp(section, "compute") &&
+    return strcmp(section, "compute") && strcmp(section, "eval") &&
            (strcmp(section, "model") || strcmp(key, "checkpoint"));
 }
 

@@ -20,7 +20,8 @@
 /* clang-format off */
 static const struct mp_option pipeline_rows[] = {
     ROW(pipeline, head, STRING, NULL, 0, 0, NULL, NULL,
-        "The task: upernet, depth, or another head that mpipe-inspect lists"),
+        "The task: upernet, depth, pose, or another head that mpipe-inspect "
+        "lists"),
     ROW(pipeline, classes, STRING, "none", 0, 0, NULL, NULL,
         "Class names and colours: ade20k, cityscapes, camvid, demo, or a "
         "FILE.json"),
@@ -53,6 +54,33 @@ static const struct mp_option output_rows[] = {
         "Kinds of results, separated by blanks; default is the head's choice"),
     {0}
 };
+static const struct mp_option eval_rows[] = {
+    ROW(eval, crop, CHOICE, "none", 0, 0, "none nyu garg eigen", NULL,
+        "Depth: the part of a map that counts"),
+    ROW(eval, kb_crop, BOOL, "no", 0, 0, NULL, NULL,
+        "Depth: cut 1216 x 352 pixels from the bottom of the maps first"),
+    ROW(eval, min_depth, FLOAT, "0.001", 0, 1000, NULL, "m",
+        "Depth: ground truth that counts is above this"),
+    ROW(eval, max_depth, FLOAT, "10", 0.001, 1000, NULL, "m",
+        "Depth: ground truth that counts is below this"),
+    ROW(eval, gt_scale, INT, "1000", 1, 65535, NULL, NULL,
+        "Depth: units per metre in the ground truth's PNG"),
+    ROW(eval, pred_scale, INT, "auto", 1, 65535, "auto", NULL,
+        "Depth: units per metre in results' PNG; auto: as each file says"),
+    ROW(eval, double_count, INT, "1", 1, 4096, NULL, NULL,
+        "Depth: count first pictures again, as this many processes do"),
+    ROW(eval, reduce_zero_label, BOOL, "no", 0, 0, NULL, NULL,
+        "Segmentation: label maps hold 0 for none and class + 1"),
+    ROW(eval, ignore_label, INT, "255", 0, 65535, NULL, NULL,
+        "Segmentation: the value in ground truth that does not count"),
+    ROW(eval, gt_labels, CHOICE, "auto", 0, 0, "index ids auto", NULL,
+        "Segmentation: ground truth holds classes, or ids of the data set"),
+    ROW(eval, pred_labels, CHOICE, "index", 0, 0, "index ids", NULL,
+        "Segmentation: results hold classes, or ids of the data set"),
+    ROW(eval, coco_tools, CHOICE, "xtcocotools", 0, 0,
+        "xtcocotools pycocotools", NULL, "Pose: whose conventions to follow"),
+    {0}
+};
 /* clang-format on */
 
 static const struct {
@@ -61,7 +89,8 @@ static const struct {
 } sections[] = {{"pipeline", pipeline_rows},
                 {"model", model_rows},
                 {"compute", compute_rows},
-                {"output", output_rows}};
+                {"output", output_rows},
+                {"eval", eval_rows}};
 
 #define NSECTION (sizeof sections / sizeof *sections)
 
@@ -433,13 +462,15 @@ static int look_for(char **out, const char *name, const char *first,
                    installed);
 }
 
-static int open_classes(struct mp_settings *s, struct mp_error *err)
+int mp_settings_classes(struct mp_settings *s, struct mp_error *err)
 {
     const char *name = s->pipeline.classes;
     int is_file = strchr(name, '/') || strchr(name, '.');
     char *path = NULL, *file = NULL;
     int rc;
 
+    if (!s->plugin->uses_classes)
+        return 0;
     if (!strcmp(name, "none") || !*name)
         return mp_fail(err, MP_EINVAL,
                        "[pipeline] classes is not set: head %s needs names and "
@@ -485,8 +516,7 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
                   "MPIPE_MODEL_PATH", MP_DATADIR "/models", err);
     if (rc)
         return mp_fail_in(err, "[model] checkpoint");
-    if (s->plugin->uses_classes)
-        rc = open_classes(s, err);
+    rc = mp_settings_classes(s, err);
     if (!rc && s->plugin->uses_boxes)
         rc = open_boxes(s, err);
     return rc;

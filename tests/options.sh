@@ -37,7 +37,7 @@ compare() {
 }
 
 : > "$dir/all"
-for head in upernet depth; do
+for head in upernet depth pose; do
     "$mpipe" -o pipeline.head=$head --dump-config > "$dir/$head.ini" ||
         fail "--dump-config for $head"
     keys "$dir/$head.ini" > "$dir/$head"
@@ -55,11 +55,13 @@ for file in "$srcdir"/conf/*.ini; do
     [ "${file##*/}" != mpiped.ini ] || continue # of another program
     head=$(sed -n 's/^head = //p' "$file")
     "$mpipe" -c "$file" --dump-config > /dev/null || fail "$file"
-    # comments of a sample are prose
+    # comments of a sample are prose; its protocol is of its task only
     grep -v '^;' "$file" > "$dir/sample.ini"
-    keys "$dir/sample.ini" > "$dir/sample"
+    keys "$dir/sample.ini" | grep -v '^\[eval\]' > "$dir/sample"
+    grep -v '^\[eval\]' "$dir/$head" > "$dir/wanted"
     case ${file##*/} in
-    seg.ini | depth.ini) compare "$file" "$dir/$head" "$dir/sample" ;;
+    seg.ini | depth*.ini | pose*.ini)
+        compare "$file" "$dir/wanted" "$dir/sample" ;;
     esac
 done
 

@@ -236,6 +236,131 @@ START_TEST(test_attention)
 }
 END_TEST
 
+/* ---- convolutions ---- */
+
+/* Odd sizes, a pixel, channels around the lengths of vectors, of a block of
+ * channels and of a chain of sums; bottom and right: rows and columns of zeros
+ * after x. Those that can be are done Winograd's way too. */
+static const struct {
+    int64_t n, h, w, c, k, r, s, stride, top, left, bottom, right;
+    int bias, residual, act; /* residual 2: in place */
+} convs[] = {
+    {1, 1, 1, 1, 9, 3, 3, 1, 1, 1, 1, 1, 0, 0, MP_ACT_NONE},
+    {1, 1, 1, 64, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, MP_RELU},
+    {2, 5, 7, 35, 19, 3, 3, 1, 1, 1, 1, 1, 1, 0, MP_SILU},
+    {1, 16, 16, 3, 32, 3, 3, 1, 1, 1, 1, 1, 1, 0, MP_ACT_NONE},
+    {3, 8, 9, 129, 65, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_ACT_NONE},
+    {1, 33, 31, 320, 64, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_GELU},
+    {2, 17, 4, 16, 33, 3, 3, 1, 0, 0, 0, 0, 0, 1, MP_ACT_NONE},
+    {1, 9, 12, 40, 32, 3, 3, 1, 0, 1, 1, 0, 1, 0, MP_SIGMOID},
+    {1, 6, 6, 32, 96, 3, 3, 1, 1, 0, 2, 2, 1, 0, MP_ACT_NONE},
+    {1, 3, 3, 8, 8, 3, 3, 1, 0, 0, 0, 0, 1, 0, MP_ACT_NONE},
+    {2, 24, 24, 640, 40, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_RELU},
+    {1, 15, 18, 50, 70, 3, 3, 2, 0, 0, 1, 1, 1, 0, MP_ACT_NONE},
+    {2, 9, 11, 32, 40, 3, 3, 2, 1, 1, 1, 1, 0, 2, MP_SILU},
+    {1, 12, 10, 40, 64, 2, 5, 3, 0, 2, 1, 2, 1, 0, MP_ACT_NONE},
+    {1, 16, 20, 33, 32, 4, 4, 4, 0, 0, 0, 0, 1, 1, MP_ACT_NONE},
+    {2, 5, 13, 100, 31, 1, 1, 1, 0, 0, 0, 0, 1, 0, MP_RELU},
+};
+
+static double conv_at(const struct k_conv *a, const double *x, const double *w,
+                      int64_t i)
+{
+    int64_t k = i % a->k, ox = i / a->k % a->yw, oy = i / a->k / a->yw % a->yh;
+    int64_t n = i / a->k / a->yw / a->yh, taps = a->r * a->s;
+    double sum = 0;
+
+    for (int64_t t = 0; t < taps; t++) {
+        int64_t y = oy * a->stride + t / a->s - a->top;
+        int64_t v = ox * a->stride + t % a->s - a->left;
+
+        if (y < 0 || y >= a->h || v < 0 || v >= a->w)
+            continue;
+        for (int64_t c = 0; c < a->c; c++)
+            sum += x[((n * a->h + y) * a->w + v) * a->c + c] *
+                   w[(k * a->c + c) * taps + t];
+    }
+    return sum;
+}
+
+static struct k_conv conv_of(int i)
+{
+    struct k_conv a = {.n = convs[i].n,
+                       .h = convs[i].h,
+                       .w = convs[i].w,
+                       .c = convs[i].c,
+                       .k = convs[i].k,
+                       .r = convs[i].r,
+                       .s = convs[i].s,
+                       .stride = convs[i].stride,
+                       .top = convs[i].top,
+                       .left = convs[i].left,
+                       .act = convs[i].act};
+
+    a.yh = (a.h + a.top + convs[i].bottom - a.r) / a.stride + 1;
+    a.yw = (a.w + a.left + convs[i].right - a.s) / a.stride + 1;
+    return a;
+}
+
+static void run_conv(const struct k_conv *a, float *y, const float *x,
+                     const float *w, const float *bias, const float *residual,
+                     int threads, int most)
+{
+    size_t size = k_conv_weights(a->k, a->c, a->r * a->s, a->winograd);
+    size_t room = k_conv_scratch(a, most);
+    float *packed = aligned_alloc(64, (size + 63) / 64 * 64);
+    void *scratch = aligned_alloc(64, (room + 63) / 64 * 64);
+
+    ck_assert(packed && scratch);
+    omp_set_num_threads(threads);
+    k_conv_pack(packed, w, a->k, a->c, a->r * a->s, a->winograd);
+    k_conv(a, y, x, packed, bias, residual, scratch);
+    free(packed);
+    free(scratch);
+}
+
+START_TEST(test_conv)
+{
+    struct k_conv a = conv_of(_i);
+    int64_t each = a.yh * a.yw * a.k;
+    struct data x = data(MP_F32, a.n * a.h * a.w * a.c, 1, 0.3f);
+    struct data w = data(MP_F32, a.k * a.c * a.r * a.s, 1, 0);
+    struct data b = data(MP_F32, a.k, 1, 0);
+    struct data r = data(MP_F32, a.n * each, 10, 0);
+    struct data y = data(MP_F32, r.n, 1, 0), z = data(MP_F32, r.n, 1, 0);
+    double *want = room(MP_F64, r.n);
+    const float *bias = convs[_i].bias ? b.p : NULL;
+    const float *residual = convs[_i].residual ? r.p : NULL;
+
+    for (int64_t i = 0; i < r.n; i++)
+        want[i] =
+            activate(conv_at(&a, x.x, w.x, i) + (bias ? b.x[i % a.k] : 0) +
+                         (residual ? r.x[i] : 0),
+                     a.act);
+    for (a.winograd = 0; a.winograd < 2; a.winograd++) {
+        if (a.winograd && (a.r != 3 || a.s != 3 || a.stride != 1))
+            continue;
+        memcpy(y.p, r.p, (size_t)r.n * 4);
+        a.n = convs[_i].n;
+        run_conv(&a, y.p, x.p, w.p, bias,
+                 convs[_i].residual == 2 ? y.p : residual, 2, 3);
+        near(&y, want, MP_F32, "convolution");
+        run_conv(&a, z.p, x.p, w.p, bias, residual, 1, 1);
+        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * 4), 0);
+        a.n = 1; /* a picture alone */
+        run_conv(&a, z.p, x.p, w.p, bias, residual, 5, 5);
+        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)each * 4), 0);
+    }
+    free(want);
+    drop(x);
+    drop(w);
+    drop(b);
+    drop(r);
+    drop(y);
+    drop(z);
+}
+END_TEST
+
 /* ---- norms ---- */
 
 static const struct {
@@ -641,6 +766,7 @@ int main(void)
 
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t, test_attention, 0, 5 * N(cases));
+    tcase_add_loop_test(t, test_conv, 0, N(convs));
     tcase_add_loop_test(t, test_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_batch_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_act, 0, 5);

@@ -241,10 +241,14 @@ static int pack_now(struct packed *k, struct mp_device *d,
                     dn_desc plain, struct mp_error *err)
 {
     size_t n = v->count * (k->form == SPREAD_BIAS ? 4 : 1);
+    int winograd = k->form == WINOGRAD_WEIGHTS;
+    int ours = winograd || k->form == BLOCK_WEIGHTS;
+    int64_t taps = ours ? v->dim[2] * v->dim[3] : 1;
     float *formed = NULL;
     int rc = 0;
 
-    if (k->form != AS_GIVEN && k->form != AS_BF16) {
+    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
+        k->form == TAP_WEIGHTS) {
         formed = k->form == SPREAD_BIAS
                      ? repeat(from, v->count)
                      : turn(from, v->dim, k->form == TAP_WEIGHTS);
@@ -253,12 +257,15 @@ static int pack_now(struct packed *k, struct mp_device *d,
         from = formed;
     }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
-    k->bytes =
-        want ? dnnl_memory_desc_get_size(want) : n * mp_dtype_size(k->type);
+    k->bytes = ours   ? k_conv_weights(v->dim[0], v->dim[1], taps, winograd)
+               : want ? dnnl_memory_desc_get_size(want)
+                      : n * mp_dtype_size(k->type);
     k->data = get_memory(k->bytes);
     if (!k->data)
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
+    else if (ours)
+        k_conv_pack(k->data, from, v->dim[0], v->dim[1], taps, winograd);
     else if (want)
         rc = reorder(d, k->data, want, from, plain, err);
     else
@@ -408,7 +415,7 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
 
     omp_set_num_threads(plan->device->threads);
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
-        if (plan->cpu[i].prim)
+        if (plan->cpu[i].way)
             rc = cpu_conv_run(plan, i, (char *)(uintptr_t)arena, err);
         else
             cpu_own_run(plan, i, (char *)(uintptr_t)arena);

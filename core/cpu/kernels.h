@@ -68,6 +68,31 @@ size_t k_attention_scratch(const struct k_attention *a, int threads);
 void k_attention(const struct k_attention *a, void *y, const void *q,
                  const void *k, const void *v, void *scratch);
 
+/* ---- convolutions in f32 ---- */
+
+/* x N,H,W,C -> y N,yh,yw,K; top, left: rows and columns of zeros before x;
+ * after it are as many as yh and yw ask for. */
+struct k_conv {
+    int64_t n, h, w, c;
+    int64_t yh, yw, k;
+    int64_t r, s, stride, top, left;
+    int winograd; /* 3x3 with stride 1: less than half of the products, 16/9 of
+                     the weights */
+    int act;      /* any of enum mp_act */
+};
+
+/* Whether it is fast here: AVX2 or better. */
+int k_has_conv(void);
+/* Weights K,C,taps as k_conv takes them, 64-byte aligned; size in bytes. */
+size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, int winograd);
+void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t taps,
+                 int winograd);
+/* y = act(conv + bias + residual); bias K or NULL; residual as y or NULL, in
+ * place of it. */
+size_t k_conv_scratch(const struct k_conv *a, int threads);
+void k_conv(const struct k_conv *a, float *y, const float *x, const float *w,
+            const float *bias, const float *residual, void *scratch);
+
 /* ---- norms, then act ---- */
 
 /* x N,HW,C; weight, bias C; in place. act: any of enum mp_act. */
