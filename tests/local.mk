@@ -30,7 +30,8 @@ shell_tests = \
 	%reldir%/layers.sh \
 	%reldir%/mpiped.sh \
 	%reldir%/options.sh \
-	%reldir%/seg.sh
+	%reldir%/seg.sh \
+	%reldir%/units.sh
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
@@ -53,8 +54,19 @@ shell_tests = \
 %canon_reldir%_test_pose_CFLAGS = $(AM_CFLAGS)
 
 if DAEMON
-daemon_tests = %reldir%/test_queue
+daemon_tests = \
+	%reldir%/test_http \
+	%reldir%/test_queue \
+	%reldir%/test_system
+%canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
+%canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)
+
+# A head to try patience with; -rpath, or libtool makes no shared object.
+check_LTLIBRARIES += %reldir%/trouble.la
+%canon_reldir%_trouble_la_SOURCES = %reldir%/trouble.c
+%canon_reldir%_trouble_la_LDFLAGS = $(head_ldflags) -rpath $(abs_builddir)
+%canon_reldir%_trouble_la_LIBADD = libmpipe.la
 endif
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)

@@ -12,6 +12,7 @@ make_weights=${MAKE_WEIGHTS:-$builddir/tests/make_weights}
 command -v curl > /dev/null || { echo "SKIP: there is no curl"; exit 77; }
 data=$(cd "$srcdir/tests/data/awkward" && pwd)
 conf=$(cd "$srcdir/conf" && pwd)
+page=$(cd "$srcdir/man" && pwd)/mpipe_http.7
 keys=$(cd "$srcdir/tests/golden/keys" && pwd)
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/mpiped.XXXXXX") || exit 99
@@ -113,6 +114,30 @@ output.formats = png16 color npy
 END
 url=http://localhost/v2/models
 start
+
+# ---- the examples of mpipe_http(7), word for word ----
+
+# .\\" example: CHECK, and a command; its output is in out
+ln -s s mpiped.sock
+cp "$data/rgb8_all_filters.png" desk.jpg
+for run in 'seg seg' 'depth depth' 'seg faint -o upernet.opacity=0.2'; do
+    set -- $run
+    head=$1 out=$2
+    shift 2
+    "$mpipe" -q -c "$conf/$head.ini" -o compute.backend=ref "$@" desk.jpg $out ||
+        fail "mpipe: $run"
+done
+awk '/^\.\\" example: / { sub(/^[^:]*: /, ""); n++; print > n ".check" }
+    /^\.Bd/ { inside = 1; next } /^\.Ed/ { inside = 0 }
+    inside { gsub(/\\e/, "\\"); print > n ".example" }' \
+    "$page"
+for check in [0-9]*.check; do
+    n=${check%.check}
+    sh -e "$n.example" > out 2> err || fail "$(cat "$n.example" err)"
+    sh "$check" || fail "$(cat "$n.example" "$check" out)"
+done
+[ "$(ls [0-9]*.check | wc -l)" = 10 ] || fail "not 10 examples"
+rm -rf seg depth faint
 
 # ---- the same bytes ----
 
