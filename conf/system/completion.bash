@@ -38,4 +38,4 @@ _mpipe() {
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
     fi
 }
-complete -o filenames -F _mpipe mpipe mpiped mpipe-inspect
+complete -o filenames -F _mpipe mpipe mpiped mpipe-eval mpipe-inspect

@@ -45,6 +45,7 @@ install-data-local:
 	$(INSTALL_DATA) $(srcdir)/%reldir%/completion.bash \
 		"$(DESTDIR)$(completionsdir)/mpipe"
 	cd "$(DESTDIR)$(completionsdir)" && \
-		for p in mpiped mpipe-inspect; do $(LN_S) -f mpipe $$p; done
+		for p in mpiped mpipe-eval mpipe-inspect; do $(LN_S) -f mpipe $$p; done
 uninstall-local:
-	cd "$(DESTDIR)$(completionsdir)" && rm -f mpipe mpiped mpipe-inspect
+	cd "$(DESTDIR)$(completionsdir)" && rm -f mpipe mpiped mpipe-eval \
+		mpipe-inspect
