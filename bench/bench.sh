@@ -1,11 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # make bench: where the time goes, per part and per operation, in fp32 and,
-# where the device has it, in bf16. Tiny networks always, which say little
-# about speed; the full-size ones when MPIPE_BENCH_FULL names a folder with
-# seg_ade20k.safetensors or depth_nyu.safetensors (tests/make_weights makes
-# them from key lists). BENCH_ARGS are further options of bench/bench.
+# where the device has it, in bf16. Then what a picture costs in the published
+# protocols beside the passes of the network. Tiny networks always, which say
+# little about speed; the full-size ones when MPIPE_BENCH_FULL names a folder
+# with seg_ade20k.safetensors, depth_nyu.safetensors or pose_coco.safetensors
+# (tests/make_weights makes them from key lists). BENCH_ARGS are further options
+# of bench/bench.
 set -eu
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-bench.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
 bench=$builddir/bench/bench
 full=${MPIPE_BENCH_FULL:-}
 
@@ -18,10 +23,42 @@ run() {
     "$bench" "$@" --precision bf16 ${BENCH_ARGS:-} || echo "bf16: skipped"
 }
 
+# protocol CHECKPOINT PRESET OPTION...: one picture, from the file to its
+# results; all of it but loading and compiling, over the network's passes
+protocol() {
+    checkpoint=$1 preset=$2
+    shift 2
+    rm -rf "$dir/out"
+    "$builddir/mpipe" -q -c "$srcdir/conf/$preset.ini" "$@" \
+        -o model.checkpoint="$checkpoint" "$srcdir/samples/skier.jpg" \
+        "$dir/out"
+    sed -n 's/^ *"\([a-z_]*\)": \([0-9.e+-]*\),*$/\1 \2/p' "$dir/out/run.json" |
+        awk -v name="$preset" '
+            { t[$1] = $2 }
+            END {
+                all = t["total"] - t["load"] - t["compile"]
+                printf "%-16s network %.2f s, merge %.3f s, picture %.2f s: " \
+                    "%.3f x the network\n", name, t["network"], t["merge"],
+                    all, all / t["network"]
+            }'
+}
+
+protocols() {
+    seg=$1 depth=$2 pose=$3
+    shift 3
+    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k "$@"
+    [ ! -r "$depth" ] || protocol "$depth" depth-nyu
+    [ ! -r "$pose" ] || protocol "$pose" pose -o pose.flip=yes
+}
+
 for task in seg depth; do
     echo "== tiny $task"
     run --task "$task"
 done
+echo "== tiny networks in the published protocols"
+models=$builddir/models
+protocols "$models/demo-seg.safetensors" "$models/demo-depth.safetensors" \
+    "$models/demo-pose.safetensors" -o pipeline.classes=demo
 if [ -z "$full" ]; then
     echo "full-size networks: skipped, MPIPE_BENCH_FULL is not set"
     exit 0
@@ -34,3 +71,6 @@ for file in seg_ade20k depth_nyu; do
     echo "== full-size $file"
     run --task "${file%%_*}" --checkpoint "$full/$file.safetensors" --worst 15
 done
+echo "== full-size networks in the published protocols"
+protocols "$full/seg_ade20k.safetensors" "$full/depth_nyu.safetensors" \
+    "$full/pose_coco.safetensors"

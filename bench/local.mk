@@ -15,6 +15,6 @@ noinst_PROGRAMS += %reldir%/bench
 %canon_reldir%_bench_LDADD = tests/libhelp.la libmpipe.la $(JANSSON_LIBS)
 
 .PHONY: bench
-bench: all
+bench: all $(demo_weights)
 	$(uninstalled) builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
 	$(SHELL) $(srcdir)/bench/bench.sh

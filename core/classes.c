@@ -15,6 +15,8 @@ struct table {
     json_t *root;        /* owns all strings */
     const char **names;
     uint8_t (*color)[3];
+    int32_t *label_id;
+    size_t nlabel_id; /* classes that have one: all or none */
 };
 
 void mp_classes_free(struct mp_classes *c)
@@ -26,6 +28,7 @@ void mp_classes_free(struct mp_classes *c)
     json_decref(t->root);
     free(t->names);
     free(t->color);
+    free(t->label_id);
     free(t);
 }
 
@@ -42,6 +45,40 @@ static int read_color(uint8_t out[3], const json_t *rgb)
             json_integer_value(v) > 255)
             return -1;
         out[i] = (uint8_t)json_integer_value(v);
+    }
+    return 0;
+}
+
+static int read_label_id(struct table *t, size_t i, const json_t *id,
+                         struct mp_error *err)
+{
+    if (id == NULL)
+        return 0;
+    if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+        json_integer_value(id) > 65535)
+        return mp_fail(err, MP_EFORMAT,
+                       "label_id must be a whole number 0..65535");
+    t->label_id[i] = (int32_t)json_integer_value(id);
+    t->nlabel_id++;
+    return 0;
+}
+
+/* All classes have different ones, or none has any. */
+static int check_label_ids(const struct table *t, struct mp_error *err)
+{
+    uint8_t seen[65536 / 8] = {0};
+
+    if (t->nlabel_id != 0 && t->nlabel_id != t->c.count)
+        return mp_fail(err, MP_EFORMAT,
+                       "%zu of %zu classes have a label_id: all or none must",
+                       t->nlabel_id, t->c.count);
+    for (size_t i = 0; i < t->nlabel_id; i++) {
+        int32_t id = t->label_id[i];
+
+        if (seen[id / 8] & 1 << id % 8)
+            return mp_fail(err, MP_EFORMAT, "two classes have the label_id %d",
+                           id);
+        seen[id / 8] |= (uint8_t)(1 << id % 8);
     }
     return 0;
 }
@@ -63,7 +100,7 @@ static int read_class(struct table *t, size_t i, const json_t *entry,
         return mp_fail(err, MP_EFORMAT,
                        "color must be three whole numbers 0..255");
     t->names[i] = name;
-    return 0;
+    return read_label_id(t, i, json_object_get(entry, "label_id"), err);
 }
 
 static int read_table(struct table *t, struct mp_error *err)
@@ -79,7 +116,8 @@ static int read_table(struct table *t, struct mp_error *err)
                        MP_CLASSES_MAX);
     t->names = calloc(n, sizeof(*t->names));
     t->color = calloc(n, sizeof(*t->color));
-    if (t->names == NULL || t->color == NULL)
+    t->label_id = calloc(n, sizeof(*t->label_id));
+    if (t->names == NULL || t->color == NULL || t->label_id == NULL)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     for (size_t i = 0; i < n; i++)
         if (read_class(t, i, json_array_get(list, i), err) != 0)
@@ -88,7 +126,7 @@ static int read_table(struct table *t, struct mp_error *err)
                                .count = n,
                                .names = t->names,
                                .color = (const uint8_t(*)[3])t->color};
-    return 0;
+    return check_label_ids(t, err);
 }
 
 int mp_classes_open(struct mp_classes **out, const char *path,
@@ -108,6 +146,13 @@ int mp_classes_open(struct mp_classes **out, const char *path,
     else
         *out = &t->c;
     return rc;
+}
+
+const int32_t *mp_classes_label_ids(const struct mp_classes *c)
+{
+    const struct table *t = (const struct table *)c;
+
+    return t->nlabel_id == 0 ? NULL : t->label_id;
 }
 
 /* -------------------------------------------------------------- writing */

@@ -4,8 +4,10 @@
  *
  * A file is JSON: {"name": "ADE20K", "classes": [{"name": "wall",
  * "color": [120, 120, 120]}, ...]}, class 0 first; an entry may have an "id",
- * which must be its place. Other members are ignored. What mp_classes_write
- * writes is such a file too.
+ * which must be its place, and, as all the others then, a "label_id": the
+ * number 0..65535 that stands for it in the data set's own label maps. Other
+ * members are ignored. What mp_classes_write writes is such a file too, without
+ * the label_id.
  *
  * Files are untrusted: size, count and every entry are checked. Threads:
  * read-only after open, so any thread.
@@ -21,6 +23,10 @@
 int mp_classes_open(struct mp_classes **out, const char *path,
                     struct mp_error *err);
 void mp_classes_free(struct mp_classes *c); /* NULL: nothing */
+
+/* The label_id of each class of a table that was opened, NULL if it has none.
+ */
+const int32_t *mp_classes_label_ids(const struct mp_classes *c);
 
 /* labels.json beside label maps, one class in a line. */
 int mp_classes_write(const struct mp_classes *c, const char *path,

@@ -205,6 +205,21 @@ int mp_conf_given(const struct mp_conf *c, const char *section, const char *key)
     return find(c, section, key) != NULL;
 }
 
+int mp_conf_next(const struct mp_conf *c, size_t *at, const char **section,
+                 const char **key)
+{
+    const struct entry *e = c->entries;
+
+    for (size_t i = *at; i > 0 && e != NULL; i--)
+        e = e->next;
+    if (e == NULL)
+        return 0;
+    *section = e->section;
+    *key = e->key;
+    ++*at;
+    return 1;
+}
+
 /* -------------------------------------------------------------- reading */
 
 /*

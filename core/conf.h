@@ -50,6 +50,11 @@ const char *mp_conf_get(const struct mp_conf *c, const char *section,
 int mp_conf_given(const struct mp_conf *c, const char *section,
                   const char *key);
 
+/* The sections and keys that were read, in their order, from *at on (0 at
+ * first); *key NULL: a [section] line. 0: no more. */
+int mp_conf_next(const struct mp_conf *c, size_t *at, const char **section,
+                 const char **key);
+
 /* Every key read must belong to a declared section and row. `known` lists
  * further section names that are right, but of no use in this run (the
  * sections of other heads), ended by NULL, or is NULL: those are skipped. */

@@ -333,6 +333,37 @@ void mp_weight_unused(struct mp_graph *g, const char *prefix)
         no_memory(g);
 }
 
+static int same_node(const struct mp_node_def *a, const struct mp_node_def *b)
+{
+    size_t bytes = mp_dtype_size(a->dtype);
+
+    if (a->op != b->op || a->dtype != b->dtype || a->nin != b->nin ||
+        a->ndim != b->ndim || a->weight != b->weight || !a->data != !b->data ||
+        !a->name != !b->name || memcmp(&a->attr, &b->attr, sizeof a->attr) ||
+        memcmp(a->in, b->in, sizeof a->in) ||
+        memcmp(a->dim, b->dim, (size_t)a->ndim * sizeof *a->dim))
+        return 0;
+    for (int i = 0; i < a->ndim; i++)
+        bytes *= (size_t)a->dim[i];
+    return (!a->name || !strcmp(a->name, b->name)) &&
+           (!a->data || !memcmp(a->data, b->data, bytes));
+}
+
+int mp_graph_equal(const struct mp_graph *a, const struct mp_graph *b)
+{
+    if (a->nnode != b->nnode || a->noutput != b->noutput ||
+        a->weights != b->weights || a->error.code || b->error.code)
+        return 0;
+    for (size_t i = 1; i < a->nnode; i++)
+        if (!same_node(&a->node[i], &b->node[i]))
+            return 0;
+    for (size_t i = 0; i < a->noutput; i++)
+        if (a->output[i].node != b->output[i].node ||
+            strcmp(a->output[i].name, b->output[i].name))
+            return 0;
+    return 1;
+}
+
 /* Counters of batch norms go with them. */
 static int is_counter(const char *name)
 {

@@ -52,6 +52,10 @@ struct mp_graph {
 struct mp_graph *mp_graph_new(const struct mp_weights *w); /* NULL: no memory */
 void mp_graph_free(struct mp_graph *g);
 
+/* Nonzero: the same network of the same weights, so one session does for
+ * both. */
+int mp_graph_equal(const struct mp_graph *a, const struct mp_graph *b);
+
 /* Tensors of the checkpoint that nothing asked for, in file order, from *at
  * on; NULL when there are no more. Aliases of used ones do not count. */
 const struct mp_weight_info *mp_graph_unexpected(const struct mp_graph *g,

@@ -40,6 +40,11 @@ int mp_picture_decode(struct mp_picture *out, const void *bytes, size_t n,
 int mp_map_read(uint16_t **out, int32_t *width, int32_t *height, int *bits,
                 const char *path, struct mp_error *err);
 
+/* The Latin-1 text of the tEXt chunk `key` of a PNG, into value, of size bytes.
+ * 1: it is there; 0: it is not, or is longer than fits. */
+int mp_png_text(char *value, size_t size, const char *path, const char *key,
+                struct mp_error *err);
+
 /* u8 bilinear resize, bit-exact to OpenCV's INTER_LINEAR; channels 1..4.
  * dst: dh x dw x channels. */
 int mp_resize_u8(uint8_t *dst, int32_t dw, int32_t dh, const uint8_t *src,
@@ -64,12 +69,25 @@ void mp_rescale_size(int32_t *nw, int32_t *nh, int32_t w, int32_t h, int32_t a,
  * ntext tEXt chunks, Latin-1. Equal arguments give equal bytes. */
 int mp_png_write(const char *path, const struct mp_png *p,
                  struct mp_error *err);
+/* The same bytes to f. Only what is wrong with the picture is an error: ask
+ * ferror about the rest. */
+int mp_png_encode(FILE *f, const struct mp_png *p, struct mp_error *err);
 
 /* NumPy .npy 1.0, C order, in the host's byte order (the header says which).
  * dtype F32, U8, U16, I32; at most 8 dimensions, none negative. */
 int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
                  const int64_t *dim, const void *data, struct mp_error *err);
+int mp_npy_encode(FILE *f, enum mp_dtype t, int ndim, const int64_t *dim,
+                  const void *data, struct mp_error *err);
 
+/* A .npy of two dimensions, float32 of either byte order, C order: h x w,
+ * malloc'd. Anything else is refused. */
+int mp_npy_read(float **out, int32_t *width, int32_t *height, const char *path,
+                struct mp_error *err);
+
+/* A regular file of at most 1 GiB, whole; malloc'd. */
+int mp_file_read(const char *path, uint8_t **out, size_t *n,
+                 struct mp_error *err);
 /* A file that gets its name when it is complete: write to f, then close, which
  * finds errors of writing, too. rc < 0: the writer has failed and has said why;
  * nothing stays behind. */

@@ -218,13 +218,28 @@ static int print_counts(const struct mp_weights *w, struct mp_error *err)
     return 0;
 }
 
+/* A file's text on a terminal, one line of it: at most `most` bytes, and no
+ * control characters. */
+static void print_text(const char *text, size_t most)
+{
+    for (; *text && most; text++, most--)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            printf("\\x%02x", (unsigned)(unsigned char)*text);
+        else
+            putchar(*text);
+}
+
 static void print_meta(const struct mp_weights *w)
 {
     const char *key, *value;
 
-    for (size_t i = 0; mp_weights_meta(w, i, &key, &value); i++)
-        printf("%s%s = %.200s\n", i ? "            " : "metadata:   ", key,
-               value);
+    for (size_t i = 0; mp_weights_meta(w, i, &key, &value); i++) {
+        fputs(i ? "            " : "metadata:   ", stdout);
+        print_text(key, 200);
+        fputs(" = ", stdout);
+        print_text(value, 200);
+        putchar('\n');
+    }
 }
 
 /* Whether there is a network in it at all. */

@@ -279,66 +279,19 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
     return rc;
 }
 
-/* One view's part of what the network gave for several. */
-static int take_map(struct mp_picture_job *p, size_t view,
-                    const struct mp_tensor *map, size_t i, struct mp_error *err)
-{
-    size_t one = (size_t)(map->dim[1] * map->dim[2] * map->dim[3]);
-
-    if (!p->map[view])
-        p->nmap++; /* else it is seen again, alone */
-    free(p->map[view]);
-    p->map[view] = malloc(one * sizeof **p->map);
-    if (!p->map[view]) {
-        p->nmap--;
-        return no_memory(err);
-    }
-    memcpy(p->map[view], (const float *)map->data + i * one,
-           one * sizeof **p->map);
-    memcpy(p->dim[view], &map->dim[1], sizeof *p->dim);
-    return 0;
-}
-
-static double network_seconds(const struct run *r)
-{
-    struct mp_pipeline_times t;
-
-    mp_pipeline_times(r->job->pipeline, &t);
-    return t.network;
-}
-
 /* Have these views seen, all of one size. */
 static int run_network(struct run *r, const struct look *look, size_t n,
                        struct mp_error *err)
 {
-    const struct mp_view *v = &slot_of(r, look->picture)->p.view[look->view];
-    uint8_t **px = calloc(n, sizeof *px);
-    int *owned = calloc(n, sizeof *owned);
-    struct mp_tensor map = {.data = NULL};
-    double began = network_seconds(r);
-    int rc = px && owned ? 0 : no_memory(err);
+    struct mp_look *at = malloc(n * sizeof *at);
+    int rc;
 
-    for (size_t i = 0; i < n && !rc; i++) {
-        const struct mp_picture_job *p = &slot_of(r, look[i].picture)->p;
-
-        px[i] = mp_picture_job_view(p, look[i].view, &owned[i]);
-        rc = px[i] ? 0 : no_memory(err);
-    }
-    if (!rc)
-        rc = mp_pipeline_network(r->job->pipeline, (const uint8_t *const *)px,
-                                 n, v->h, v->w, &map, err);
-    for (size_t i = 0; i < n && !rc; i++) {
-        struct mp_picture_job *p = &slot_of(r, look[i].picture)->p;
-
-        p->network += (network_seconds(r) - began) / (double)n;
-        rc = take_map(p, look[i].view, &map, i, err);
-    }
-    for (size_t i = 0; px && owned && i < n; i++)
-        if (owned[i])
-            free(px[i]);
-    free((void *)map.data);
-    free(px);
-    free(owned);
+    if (!at)
+        return no_memory(err);
+    for (size_t i = 0; i < n; i++)
+        at[i] = (struct mp_look){&slot_of(r, look[i].picture)->p, look[i].view};
+    rc = mp_picture_job_see(at, n, r->job->pipeline, err);
+    free(at);
     return rc;
 }
 

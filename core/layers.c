@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* layers.c - primitives together with the weights of a named layer. */
+#include <stdio.h>
 #include "mpipe/graph.h"
 
 static const int64_t any[MP_RANK] = {-1, -1, -1, -1};
@@ -93,4 +94,20 @@ mp_node mp_batch_norm_layer(struct mp_graph *g, mp_node x, const char *name)
     var = vector(g, "running_var");
     mp_pop(g);
     return mp_batch_norm(g, x, w, b, mean, var, 1e-5f);
+}
+
+mp_node mp_upsample_layers(struct mp_graph *g, mp_node x, const char *name,
+                           int stages)
+{
+    char layer[16];
+
+    mp_push(g, "%s.", name);
+    for (int i = 0; i < stages; i++) {
+        snprintf(layer, sizeof layer, "%d", 3 * i);
+        x = mp_deconv_layer(g, x, layer);
+        snprintf(layer, sizeof layer, "%d", 3 * i + 1);
+        x = mp_act(g, mp_batch_norm_layer(g, x, layer), MP_RELU);
+    }
+    mp_pop(g);
+    return x;
 }

@@ -15,6 +15,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
 	%reldir%/module.c %reldir%/module.h \
+	%reldir%/npy.c \
 	%reldir%/op.c \
 	%reldir%/option.c %reldir%/option.h \
 	%reldir%/picture.c \
@@ -36,6 +37,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/weights_safetensors.c \
 	%reldir%/weights_torch.c \
 	%reldir%/cpu/attention.c \
+	%reldir%/cpu/blocks.c \
 	%reldir%/cpu/conv.c \
 	%reldir%/cpu/cpu.c %reldir%/cpu/cpu.h \
 	%reldir%/cpu/dnnl_compat.h \
@@ -43,9 +45,17 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/norm.c \
 	%reldir%/cpu/own.c \
 	%reldir%/cpu/pointwise.c \
+	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
-	%reldir%/eval/coco.c %reldir%/eval/coco.h
+	%reldir%/eval/coco.c %reldir%/eval/coco.h \
+	%reldir%/eval/depth_metrics.c \
+	%reldir%/eval/evaluate.c %reldir%/eval/evaluate.h \
+	%reldir%/eval/metrics.h \
+	%reldir%/eval/oks.c \
+	%reldir%/eval/pairs.c %reldir%/eval/pairs.h \
+	%reldir%/eval/report.c \
+	%reldir%/eval/seg_metrics.c
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.
@@ -61,9 +71,11 @@ mpipeinclude_HEADERS = \
 	%reldir%/mpipe/graph.h \
 	%reldir%/mpipe/plugin.h
 
-bin_PROGRAMS += mpipe mpipe-inspect
+bin_PROGRAMS += mpipe mpipe-eval mpipe-inspect
 mpipe_SOURCES = %reldir%/mpipe_main.c
 mpipe_LDADD = libmpipe.la
+mpipe_eval_SOURCES = %reldir%/eval_main.c
+mpipe_eval_LDADD = libmpipe.la $(JANSSON_LIBS)
 mpipe_inspect_SOURCES = %reldir%/inspect_main.c
 mpipe_inspect_LDADD = libmpipe.la $(JANSSON_LIBS)
 

@@ -163,27 +163,6 @@ static int parse(struct arguments *a, int argc, char **argv, int *status,
 
 /* ---- the run ---- */
 
-static int open_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
-                         struct mp_error *err)
-{
-    struct mp_pipeline_conf c = {
-        .head = s->plugin,
-        .head_conf = s->head_conf,
-        .checkpoint = s->checkpoint,
-        .backend = s->compute.backend,
-        .precision = (enum mp_precision)s->compute.precision,
-        .threads = s->compute.threads > 0 ? s->compute.threads : 0,
-        .strict = s->model.strict,
-    };
-    int rc = mp_pipeline_open(p, &c, err);
-
-    if (rc)
-        return rc;
-    mp_log(MP_LOG_INFO, "backend", "%s", mp_pipeline_backend(*p));
-    mp_log(MP_LOG_INFO, "network", "%s", mp_pipeline_network_text(*p));
-    return 0;
-}
-
 /* Everything that can be found wrong before the first picture. */
 static int prepare(struct mp_pipeline **p, const struct arguments *a,
                    struct mp_settings *s, struct mp_inputs *in,
@@ -197,7 +176,7 @@ static int prepare(struct mp_pipeline **p, const struct arguments *a,
     mp_log(MP_LOG_INFO, "inputs", "%zu pictures, %zu other files", in->n,
            in->others);
     rc = mp_settings_files(s, err);
-    return rc ? rc : open_pipeline(p, s, err);
+    return rc ? rc : mp_settings_pipeline(p, s, err);
 }
 
 static void summarise(const struct mp_counts *c, const char *out)

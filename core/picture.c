@@ -571,8 +571,8 @@ static int read_open(int fd, uint8_t **out, size_t *n, struct mp_error *err)
     return 0;
 }
 
-static int read_file(const char *path, uint8_t **out, size_t *n,
-                     struct mp_error *err)
+int mp_file_read(const char *path, uint8_t **out, size_t *n,
+                 struct mp_error *err)
 {
     /* not blocking: a FIFO without a writer must not hang a batch */
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC), rc;
@@ -592,7 +592,7 @@ int mp_picture_read(struct mp_picture *out, const char *path,
     int rc;
 
     *out = (struct mp_picture){0};
-    rc = read_file(path, &bytes, &n, err);
+    rc = mp_file_read(path, &bytes, &n, err);
     if (rc == 0)
         rc = mp_picture_decode(out, bytes, n, err);
     free(bytes);
@@ -607,7 +607,7 @@ int mp_map_read(uint16_t **out, int32_t *width, int32_t *height, int *bits,
     int rc;
 
     *out = NULL;
-    rc = read_file(path, &bytes, &j.left, err);
+    rc = mp_file_read(path, &bytes, &j.left, err);
     if (rc < 0)
         return rc;
     j.at = bytes;
@@ -621,4 +621,44 @@ int mp_map_read(uint16_t **out, int32_t *width, int32_t *height, int *bits,
     png_destroy_read_struct(&j.png, &j.info, NULL);
     free(bytes);
     return rc;
+}
+
+/* The next chunk of a PNG: its length and its type with the data behind; *at
+ * moves past it. NULL: there is no more. */
+static const uint8_t *next_chunk(const uint8_t *bytes, size_t n, size_t *at,
+                                 size_t *length)
+{
+    const uint8_t *p = bytes + *at;
+
+    if (n - *at < 12)
+        return NULL;
+    *length =
+        (size_t)p[0] << 24 | (size_t)p[1] << 16 | (size_t)p[2] << 8 | p[3];
+    if (*length > n - *at - 12)
+        return NULL;
+    *at += 12 + *length;
+    return p + 4;
+}
+
+int mp_png_text(char *value, size_t size, const char *path, const char *key,
+                struct mp_error *err)
+{
+    size_t n, at = 8, length, skip = strlen(key) + 1;
+    uint8_t *bytes;
+    const uint8_t *chunk;
+    int found = 0, rc = mp_file_read(path, &bytes, &n, err);
+
+    if (rc < 0)
+        return rc;
+    while (is_png(bytes, n) && !found &&
+           (chunk = next_chunk(bytes, n, &at, &length))) {
+        found = memcmp(chunk, "tEXt", 4) == 0 && length >= skip &&
+                length - skip < size && memcmp(chunk + 4, key, skip) == 0;
+        if (found) {
+            memcpy(value, chunk + 4 + skip, length - skip);
+            value[length - skip] = '\0';
+        }
+    }
+    free(bytes);
+    return found;
 }

@@ -5,7 +5,6 @@
 #include <string.h>
 #include "boxes.h"
 #include "picture_job.h"
-#include "sink.h"
 
 #define VIEWS_MAX (1 << 20)
 
@@ -34,25 +33,34 @@ struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                              .nbox = p->nbox};
 }
 
+static int find_boxes(struct mp_picture_job *p, const struct mp_settings *s,
+                      int64_t *number)
+{
+    if (p->box)
+        return 0; /* given */
+    if (s->boxes)
+        return mp_boxes_of(s->boxes, p->input->stem, number, &p->box, &p->nbox,
+                           &p->err);
+    p->box = calloc(1, sizeof *p->box);
+    if (!p->box)
+        return no_memory(&p->err);
+    p->box[p->nbox++] = (struct mp_box){
+        .w = p->source.width, .h = p->source.height, .score = 1};
+    return 0;
+}
+
 /* Who is in it, and what the data set calls it. */
 static int identify(struct mp_picture_job *p, const struct mp_settings *s)
 {
     const char *stem = p->input->stem;
     int64_t number = mp_name_number(stem);
+    int is_listed = s->boxes && !p->box, rc = find_boxes(p, s, &number);
     json_t *id;
-    int rc = 0;
 
-    if (s->boxes)
-        rc = mp_boxes_of(s->boxes, stem, &number, &p->box, &p->nbox, &p->err);
-    else if (!(p->box = calloc(1, sizeof *p->box)))
-        rc = no_memory(&p->err);
-    else
-        p->box[p->nbox++] = (struct mp_box){
-            .w = p->source.width, .h = p->source.height, .score = 1};
     if (rc)
         return rc;
-    id = number < 0 && !s->boxes ? mp_json_text(base_name(stem))
-                                 : json_integer(number);
+    id = number < 0 && !is_listed ? mp_json_text(base_name(stem))
+                                  : json_integer(number);
     p->id = id ? json_dumps(id, JSON_ENCODE_ANY) : NULL;
     json_decref(id);
     return p->id ? 0 : no_memory(&p->err);
@@ -198,13 +206,20 @@ int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
     struct mp_sink names = {.stem = input->stem, .kinds = s->kinds};
     int rc;
 
-    p->input = input;
     p->stage = "read";
     rc = mp_sink_check(&names, &p->err);
     if (!rc)
         rc = mp_picture_read(&p->source, input->path, &p->err);
-    if (rc)
-        return rc;
+    p->input = input;
+    return rc ? rc : mp_picture_job_open(p, input, s);
+}
+
+int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
+                        const struct mp_settings *s)
+{
+    int rc;
+
+    p->input = input;
     p->stage = "views";
     rc = identify(p, s);
     if (!rc)
@@ -213,6 +228,66 @@ int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
         if (!p->view[i].warp &&
             !at_size(p, p->view[i].scaled_w, p->view[i].scaled_h))
             rc = scale_to(p, p->view[i].scaled_w, p->view[i].scaled_h);
+    return rc;
+}
+
+/* ---- the network ---- */
+
+/* One view's part of what the network gave for several. */
+static int take_map(struct mp_picture_job *p, size_t view,
+                    const struct mp_tensor *map, size_t i, struct mp_error *err)
+{
+    size_t one = (size_t)(map->dim[1] * map->dim[2] * map->dim[3]);
+
+    if (!p->map[view])
+        p->nmap++; /* else it is seen again, alone */
+    free(p->map[view]);
+    p->map[view] = malloc(one * sizeof **p->map);
+    if (!p->map[view]) {
+        p->nmap--;
+        return no_memory(err);
+    }
+    memcpy(p->map[view], (const float *)map->data + i * one,
+           one * sizeof **p->map);
+    memcpy(p->dim[view], &map->dim[1], sizeof *p->dim);
+    return 0;
+}
+
+static double network_seconds(const struct mp_pipeline *pipeline)
+{
+    struct mp_pipeline_times t;
+
+    mp_pipeline_times(pipeline, &t);
+    return t.network;
+}
+
+int mp_picture_job_see(const struct mp_look *look, size_t n,
+                       struct mp_pipeline *pipeline, struct mp_error *err)
+{
+    const struct mp_view *v = &look->p->view[look->view];
+    uint8_t **px = calloc(n, sizeof *px);
+    int *owned = calloc(n, sizeof *owned);
+    struct mp_tensor map = {.data = NULL};
+    double began = network_seconds(pipeline);
+    int rc = px && owned ? 0 : no_memory(err);
+
+    for (size_t i = 0; i < n && !rc; i++) {
+        px[i] = mp_picture_job_view(look[i].p, look[i].view, &owned[i]);
+        rc = px[i] ? 0 : no_memory(err);
+    }
+    if (!rc)
+        rc = mp_pipeline_network(pipeline, (const uint8_t *const *)px, n, v->h,
+                                 v->w, &map, err);
+    for (size_t i = 0; i < n && !rc; i++) {
+        look[i].p->network += (network_seconds(pipeline) - began) / (double)n;
+        rc = take_map(look[i].p, look[i].view, &map, i, err);
+    }
+    for (size_t i = 0; px && owned && i < n; i++)
+        if (owned[i])
+            free(px[i]);
+    free((void *)map.data);
+    free(px);
+    free(owned);
     return rc;
 }
 
@@ -337,7 +412,8 @@ int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                            .stem = p->input->stem,
                            .kinds = s->kinds,
                            .head = s->plugin,
-                           .classes = s->classes};
+                           .classes = s->classes,
+                           .keep = p->keep};
     char name[256];
     struct mp_image img = mp_picture_job_image(p, name);
     struct mp_tensor *maps = NULL;

@@ -12,6 +12,7 @@
 #include "inputs.h"
 #include "pipeline.h"
 #include "settings.h"
+#include "sink.h"
 
 #define MP_MAX_RESULTS 16
 
@@ -34,15 +35,27 @@ struct mp_picture_job {
     struct mp_tensor sum; /* of the groups merged; data NULL: none */
     struct mp_tensor result[MP_MAX_RESULTS];
     size_t nresult;
-    double network; /* seconds */
+    double network;       /* seconds */
+    struct mp_keep *keep; /* borrowed: results go here, not to files */
 };
 
 /* Read it, ask the head for views, scale. */
 int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
+/* The same of a picture that is there already: source is set and, if boxes
+ * are, they stand for those of the settings. */
+int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
+                        const struct mp_settings *s);
 /* The pixels of a view; *owned: free them. */
 uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
                              int *owned);
+/* Have the network look at these views, all of one size. */
+struct mp_look {
+    struct mp_picture_job *p;
+    size_t view;
+};
+int mp_picture_job_see(const struct mp_look *look, size_t n,
+                       struct mp_pipeline *pipeline, struct mp_error *err);
 /* For the head. */
 struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                                      char name[256]);
@@ -50,7 +63,7 @@ struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
  * the last, nmerged is nview. */
 int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
                          struct mp_pipeline *pipeline);
-/* Results to files. */
+/* Results to files below out, or to keep. */
 int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                          const char *out);
 void mp_picture_job_free(struct mp_picture_job *p);

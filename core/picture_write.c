@@ -127,16 +127,15 @@ int mp_file_parents(const char *path, struct mp_error *err)
  * NumPy
  */
 
-int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
-                 const int64_t *dim, const void *data, struct mp_error *err)
+int mp_npy_encode(FILE *f, enum mp_dtype t, int ndim, const int64_t *dim,
+                  const void *data, struct mp_error *err)
 {
     static const char *const descr[] = {
         [MP_F32] = "f4", [MP_U8] = "u1", [MP_U16] = "u2", [MP_I32] = "i4"};
-    int big = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__, n = 10, rc;
+    int big = __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__, n = 10;
     unsigned char head[512] = "\x93NUMPY\1"; /* 8 x 21 digits fit */
     char *text = (char *)head;
     size_t count = 1, size = sizeof(head);
-    struct mp_file o;
 
     if ((size_t)t >= sizeof(descr) / sizeof(*descr) || !descr[t] || ndim < 0 ||
         ndim > 8)
@@ -162,12 +161,21 @@ int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
     head[8] = (unsigned char)((n - 10) & 255);
     head[9] = (unsigned char)((n - 10) >> 8);
 
-    rc = mp_file_open(&o, path, err);
+    if (fwrite(head, 1, (size_t)n, f) == (size_t)n)
+        fwrite(data, mp_dtype_size(t), count, f);
+    return 0;
+}
+
+int mp_npy_write(const char *path, enum mp_dtype t, int ndim,
+                 const int64_t *dim, const void *data, struct mp_error *err)
+{
+    struct mp_file o;
+    int rc = mp_file_open(&o, path, err);
+
     if (rc < 0)
         return rc;
-    if (fwrite(head, 1, (size_t)n, o.f) == (size_t)n)
-        fwrite(data, mp_dtype_size(t), count, o.f);
-    return mp_file_close(&o, 0, err);
+    rc = mp_npy_encode(o.f, t, ndim, dim, data, err);
+    return mp_file_close(&o, rc, err);
 }
 
 /*
@@ -289,9 +297,24 @@ static int png_check(const struct mp_png *p, struct mp_error *err)
     return 0;
 }
 
+int mp_png_encode(FILE *f, const struct mp_png *p, struct mp_error *err)
+{
+    struct png_job j = {.p = p, .f = f};
+    int rc = png_check(p, err);
+
+    if (rc < 0)
+        return rc;
+    j.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &j, png_stop,
+                                    png_ignore);
+    j.info = j.png ? png_create_info_struct(j.png) : NULL;
+    rc = j.info ? png_try(&j, err)
+                : mp_fail(err, MP_ENOMEM, "out of memory for libpng");
+    png_destroy_write_struct(&j.png, &j.info);
+    return rc;
+}
+
 int mp_png_write(const char *path, const struct mp_png *p, struct mp_error *err)
 {
-    struct png_job j = {.p = p};
     struct mp_file o;
     int rc = png_check(p, err);
 
@@ -299,13 +322,7 @@ int mp_png_write(const char *path, const struct mp_png *p, struct mp_error *err)
         rc = mp_file_open(&o, path, err);
     if (rc < 0)
         return rc;
-    j.f = o.f;
-    j.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &j, png_stop,
-                                    png_ignore);
-    j.info = j.png ? png_create_info_struct(j.png) : NULL;
-    rc = j.info ? png_try(&j, err)
-                : mp_fail(err, MP_ENOMEM, "out of memory for libpng");
-    png_destroy_write_struct(&j.png, &j.info);
+    rc = mp_png_encode(o.f, p, err);
     if (rc < 0)
         mp_fail_in(err, "%s", path);
     return mp_file_close(&o, rc, err);

@@ -16,6 +16,7 @@
 
 struct cached {
     struct mp_session *session;
+    struct mp_graph *graph; /* that it was made of */
     void *key;
     size_t bytes;
     uint64_t used; /* clock of the last use */
@@ -23,6 +24,7 @@ struct cached {
 
 struct mp_pipeline {
     struct mp_pipeline_conf conf;
+    const char *variant; /* text of mp_pipeline_use */
     struct mp_weights *weights;
     struct mp_opened device;
     struct mp_arena arena;
@@ -72,32 +74,54 @@ static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
 static void forget(struct cached *c)
 {
     mp_session_free(c->session);
+    mp_graph_free(c->graph);
     free(c->key);
     memset(c, 0, sizeof *c);
 }
 
-/* Compile g into the place of the least recently used session. */
-static int remember(struct mp_pipeline *p, struct cached *c,
-                    const struct mp_graph *g, enum mp_dtype precision,
-                    const void *key, size_t bytes, struct mp_error *err)
+/* Is there a session of this very graph, though of another key? */
+static struct cached *look_like(struct cached *cache, const struct mp_graph *g)
 {
-    struct mp_session *s = NULL;
-    void *copy = malloc(bytes);
-    double began = now();
-    int rc = copy ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+    for (int i = 0; i < KEPT; i++)
+        if (cache[i].graph && mp_graph_equal(cache[i].graph, g))
+            return &cache[i];
+    return NULL;
+}
 
-    /* the old one goes after: what both have packed is kept */
-    if (!rc)
-        rc = mp_session_new(&s, &p->arena, g, precision, err);
+/* Take the key, and g in any case. *at, the place of the least recently used
+ * session, becomes that of g's, which is compiled if need be. */
+static int remember(struct mp_pipeline *p, struct cached *cache,
+                    struct cached **at, struct mp_graph *g,
+                    enum mp_dtype precision, const void *key, size_t bytes,
+                    struct mp_error *err)
+{
+    struct cached *like = look_like(cache, g), fresh = {.graph = g};
+    double began = now();
+    int rc = 0;
+
+    fresh.key = malloc(bytes);
+    if (!fresh.key)
+        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    else
+        memcpy(fresh.key, key, bytes);
+    fresh.bytes = bytes;
+    if (like) {
+        *at = like;
+        fresh.session = rc ? NULL : like->session;
+        like->session = rc ? like->session : NULL;
+    } else if (!rc) {
+        /* the old one goes after: what both have packed is kept */
+        rc = mp_session_new(&fresh.session, &p->arena, g, precision, err);
+        p->times.compile += now() - began;
+    }
     if (rc) {
-        free(copy);
+        forget(&fresh);
         return rc;
     }
-    forget(c);
-    memcpy(copy, key, bytes);
-    *c = (struct cached){s, copy, bytes, ++p->clock};
-    mp_session_profile(s, p->profile);
-    p->times.compile += now() - began;
+    forget(*at);
+    fresh.used = ++p->clock;
+    **at = fresh;
+    mp_session_profile(fresh.session, p->profile);
     return 0;
 }
 
@@ -183,6 +207,7 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
     if (!p)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     p->conf = *c;
+    p->variant = "";
     rc = c->head->check ? c->head->check(c->head_conf, err) : 0;
     if (!rc)
         rc = mp_device_open(&p->device, c->backend, c->precision, c->threads,
@@ -221,6 +246,13 @@ void mp_pipeline_close(struct mp_pipeline *p)
 
 /* ---- running ---- */
 
+void mp_pipeline_use(struct mp_pipeline *p, const void *head_conf,
+                     const char *text)
+{
+    p->conf.head_conf = head_conf;
+    p->variant = text;
+}
+
 static int run(struct mp_session *s, const void *const *in,
                struct mp_tensor *out, size_t n, struct mp_error *err)
 {
@@ -244,26 +276,51 @@ static int run(struct mp_session *s, const void *const *in,
     return rc;
 }
 
+/* n numbers and the variant; free it. */
+static void *network_key(size_t *bytes, const struct mp_pipeline *p,
+                         const int64_t *number, size_t n)
+{
+    size_t text = strlen(p->variant) + 1;
+    char *key = malloc(n * sizeof *number + text);
+
+    if (!key)
+        return NULL;
+    memcpy(key, number, n * sizeof *number);
+    memcpy(key + n * sizeof *number, p->variant, text);
+    *bytes = n * sizeof *number + text;
+    return key;
+}
+
+static int network_session(struct mp_pipeline *p, struct cached **c, int64_t n,
+                           int64_t h, int64_t w, struct mp_error *err)
+{
+    size_t bytes = 0;
+    void *key = network_key(&bytes, p, (int64_t[]){n, h, w}, 3);
+    struct mp_graph *g;
+    int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+
+    *c = key ? look_up(p, p->network, key, bytes) : NULL;
+    if (!rc && !is_hit(*c, key, bytes)) {
+        g = network_graph(p, n, h, w);
+        rc = g ? remember(p, p->network, c, g, p->device.dtype, key, bytes, err)
+               : mp_fail(err, MP_ENOMEM, "out of memory");
+    }
+    free(key);
+    return rc ? mp_fail_in(err, "%d x %d view", (int)w, (int)h) : 0;
+}
+
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
                         size_t n, int32_t h, int32_t w, struct mp_tensor *map,
                         struct mp_error *err)
 {
-    const int64_t key[3] = {(int64_t)n, h, w};
-    struct cached *c = look_up(p, p->network, key, sizeof key);
     size_t one = (size_t)h * (size_t)w * 3;
+    struct cached *c;
     uint8_t *pixels;
     double began;
-    int rc = 0;
+    int rc = network_session(p, &c, (int64_t)n, h, w, err);
 
-    if (!is_hit(c, key, sizeof key)) {
-        struct mp_graph *g = network_graph(p, (int64_t)n, h, w);
-
-        rc = g ? remember(p, c, g, p->device.dtype, key, sizeof key, err)
-               : mp_fail(err, MP_ENOMEM, "out of memory");
-        mp_graph_free(g);
-        if (rc)
-            return mp_fail_in(err, "%d x %d view", (int)w, (int)h);
-    }
+    if (rc)
+        return rc;
     began = now();
     pixels = malloc(n * one);
     if (!pixels)
@@ -285,8 +342,8 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     int64_t head[5 + MP_RANK] = {q->img->width, q->img->height, q->nth,
                                  q->count};
     size_t a = sizeof head, b = q->nview * sizeof *q->view,
-           c = q->nview * sizeof *q->dim;
-    char words[256], *save = NULL, *key = malloc(a + b + c);
+           c = q->nview * sizeof *q->dim, d = strlen(p->variant) + 1;
+    char words[256], *save = NULL, *key = malloc(a + b + c + d);
 
     if (!key)
         return NULL;
@@ -299,11 +356,12 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     memcpy(key, head, a);
     memcpy(key + a, q->view, b);
     memcpy(key + a + b, q->dim, c);
-    *bytes = a + b + c;
+    memcpy(key + a + b + c, p->variant, d);
+    *bytes = a + b + c + d;
     return key;
 }
 
-static int merge_session(struct mp_pipeline *p, struct cached *c,
+static int merge_session(struct mp_pipeline *p, struct cached **c,
                          const struct mp_group *q, const void *key,
                          size_t bytes, struct mp_error *err)
 {
@@ -329,7 +387,8 @@ static int merge_session(struct mp_pipeline *p, struct cached *c,
 
         if (q->nth + 1 < q->count)
             mp_output(g, "sum", sum);
-        rc = remember(p, c, g, MP_F32, key, bytes, err);
+        rc = remember(p, p->merge, c, g, MP_F32, key, bytes, err);
+        g = NULL;
     }
     mp_graph_free(g);
     free(out);
@@ -349,7 +408,7 @@ int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
 
     c = rc ? NULL : look_up(p, p->merge, key, bytes);
     if (c && !is_hit(c, key, bytes))
-        rc = merge_session(p, c, q, key, bytes, err);
+        rc = merge_session(p, &c, q, key, bytes, err);
     free(key);
     if (!rc) {
         *n = mp_session_outputs(c->session);

@@ -42,6 +42,13 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
                      struct mp_error *err);
 void mp_pipeline_close(struct mp_pipeline *p);
 
+/* From now on the head has this configuration, whose options that differ from
+ * those of open are told by `text` ("" for none): equal texts, equal
+ * configurations. Both are borrowed until the next call. Sessions are compiled
+ * again only where their graph is another one. */
+void mp_pipeline_use(struct mp_pipeline *p, const void *head_conf,
+                     const char *text);
+
 /* Run the network on n views of one size: view[i] is h x w x 3 u8. *map is
  * n x H x W x C f32 (all of them in one malloc'd block, yours to free). */
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,

@@ -60,7 +60,7 @@ static void measure(const char *path, int levels, json_int_t *bytes,
         closedir(d);
 }
 
-static json_t *describe_checkpoint(const char *path)
+json_t *mp_record_checkpoint(const char *path)
 {
     json_int_t bytes = 0, newest = 0;
     char *real = realpath(path, NULL);
@@ -97,7 +97,7 @@ static json_t *describe(const struct mp_settings *s,
     json_t *out = json_pack(
         "{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "mpipe", PACKAGE_VERSION,
         "settings", mp_settings_json(s), "checkpoint",
-        describe_checkpoint(s->checkpoint), "network",
+        mp_record_checkpoint(s->checkpoint), "network",
         mp_json_text(mp_pipeline_network_text(p)), "backend", backend_name(p),
         "device", mp_json_text(mp_pipeline_device(p)), "precision",
         mp_json_text(mp_pipeline_precision(p)), "formats", list_kinds(s));
@@ -110,11 +110,11 @@ static json_t *describe(const struct mp_settings *s,
 
 /* ---- runs that were here before ---- */
 
-/* These make no difference to the results, or are compared as what they led
+/* Others make no difference to the results, or are compared as what they led
  * to: backend, precision, checkpoint. */
 static int is_compared(const char *section, const char *key)
 {
-    return strcmp(section, "compute") &&
+    return strcmp(section, "compute") && strcmp(section, "eval") &&
            (strcmp(section, "model") || strcmp(key, "checkpoint"));
 }
 

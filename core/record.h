@@ -25,8 +25,9 @@
  *                wall clock; network_per_picture: mean, network_median: median
  *                of the network's time for a picture, all its views
  *
- * OUT/joined_as.json of a head with a joined kind (mpipe/plugin.h): a JSON list,
- * an element a line, in the order of the pictures; written when the run ends.
+ * OUT/joined_as.json of a head with a joined kind (mpipe/plugin.h): a JSON
+ * list, an element a line, in the order of the pictures; written when the run
+ * ends.
  *
  * errors.jsonl: {"input", "stage", "error"} a line, in the order of the
  * pictures; stage is read, views, network, merge or write. Bytes of names that
@@ -59,6 +60,9 @@ int mp_record_open(struct mp_record **out, int *before,
                    const struct mp_pipeline *pipeline, const char *folder,
                    const struct mp_shard *shard, struct mp_error *err);
 void mp_record_free(struct mp_record *r); /* NULL is fine */
+
+/* {path, bytes, modified} as above; NULL: out of memory. */
+json_t *mp_record_checkpoint(const char *path);
 
 int mp_record_failure(struct mp_record *r, const char *input, const char *stage,
                       const char *text, struct mp_error *err);

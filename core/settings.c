@@ -7,6 +7,8 @@
 #include "classes.h"
 #include "conf.h"
 #include "module.h"
+#include "option.h"
+#include "pipeline.h"
 #include "settings.h"
 
 #define ROW(sec, id, kind, def, least, most, words, unit, help)                \
@@ -18,7 +20,8 @@
 /* clang-format off */
 static const struct mp_option pipeline_rows[] = {
     ROW(pipeline, head, STRING, NULL, 0, 0, NULL, NULL,
-        "The task: upernet, depth, or another head that mpipe-inspect lists"),
+        "The task: upernet, depth, pose, or another head that mpipe-inspect "
+        "lists"),
     ROW(pipeline, classes, STRING, "none", 0, 0, NULL, NULL,
         "Class names and colours: ade20k, cityscapes, camvid, demo, or a "
         "FILE.json"),
@@ -51,6 +54,33 @@ static const struct mp_option output_rows[] = {
         "Kinds of results, separated by blanks; default is the head's choice"),
     {0}
 };
+static const struct mp_option eval_rows[] = {
+    ROW(eval, crop, CHOICE, "none", 0, 0, "none nyu garg eigen", NULL,
+        "Depth: the part of a map that counts"),
+    ROW(eval, kb_crop, BOOL, "no", 0, 0, NULL, NULL,
+        "Depth: cut 1216 x 352 pixels from the bottom of the maps first"),
+    ROW(eval, min_depth, FLOAT, "0.001", 0, 1000, NULL, "m",
+        "Depth: ground truth that counts is above this"),
+    ROW(eval, max_depth, FLOAT, "10", 0.001, 1000, NULL, "m",
+        "Depth: ground truth that counts is below this"),
+    ROW(eval, gt_scale, INT, "1000", 1, 65535, NULL, NULL,
+        "Depth: units per metre in the ground truth's PNG"),
+    ROW(eval, pred_scale, INT, "auto", 1, 65535, "auto", NULL,
+        "Depth: units per metre in results' PNG; auto: as each file says"),
+    ROW(eval, double_count, INT, "1", 1, 4096, NULL, NULL,
+        "Depth: count first pictures again, as this many processes do"),
+    ROW(eval, reduce_zero_label, BOOL, "no", 0, 0, NULL, NULL,
+        "Segmentation: label maps hold 0 for none and class + 1"),
+    ROW(eval, ignore_label, INT, "255", 0, 65535, NULL, NULL,
+        "Segmentation: the value in ground truth that does not count"),
+    ROW(eval, gt_labels, CHOICE, "auto", 0, 0, "index ids auto", NULL,
+        "Segmentation: ground truth holds classes, or ids of the data set"),
+    ROW(eval, pred_labels, CHOICE, "index", 0, 0, "index ids", NULL,
+        "Segmentation: results hold classes, or ids of the data set"),
+    ROW(eval, coco_tools, CHOICE, "xtcocotools", 0, 0,
+        "xtcocotools pycocotools", NULL, "Pose: whose conventions to follow"),
+    {0}
+};
 /* clang-format on */
 
 static const struct {
@@ -59,7 +89,8 @@ static const struct {
 } sections[] = {{"pipeline", pipeline_rows},
                 {"model", model_rows},
                 {"compute", compute_rows},
-                {"output", output_rows}};
+                {"output", output_rows},
+                {"eval", eval_rows}};
 
 #define NSECTION (sizeof sections / sizeof *sections)
 
@@ -299,13 +330,75 @@ void mp_settings_free(struct mp_settings *s)
 {
     if (!s)
         return;
-    mp_boxes_free(s->boxes);
-    mp_classes_free(s->classes);
+    if (!s->of) {
+        mp_boxes_free(s->boxes);
+        mp_classes_free(s->classes);
+        free(s->checkpoint);
+        mp_conf_free(s->conf);
+    }
+    free_words(s->texts);
     free_words(s->kinds);
-    free(s->checkpoint);
     free(s->head_conf);
-    mp_conf_free(s->conf);
     free(s);
+}
+
+/* ---- variations ---- */
+
+static int set_option(struct mp_settings *s, const char *key, const char *value,
+                      struct mp_error *err)
+{
+    struct mp_guess near = {.word = key};
+    const struct mp_option *row = s->plugin->options;
+
+    for (; row && row->name && strcmp(row->name, key); row++)
+        mp_guess_try(&near, row->name, strlen(row->name));
+    if (!row || !row->name)
+        return mp_fail(err, MP_EINVAL, "head %s has no option \"%.*s\"%s",
+                       s->plugin->name, MP_QUOTE, key,
+                       mp_guess_hint(&near).text);
+    return mp_option_parse(row, s->head_conf, value, err)
+               ? mp_fail_in(err, "%s", key)
+               : 0;
+}
+
+int mp_settings_vary(struct mp_settings **out, const struct mp_settings *s,
+                     const char *const *key, const char *const *value, size_t n,
+                     const char *formats, struct mp_error *err)
+{
+    struct mp_settings *v = malloc(sizeof *v);
+    size_t bytes = s->plugin->conf_size;
+    int rc = 0;
+
+    *out = NULL;
+    if (!v)
+        return no_memory(err);
+    *v = *s;
+    v->of = s;
+    v->kinds = NULL;
+    v->head_conf = calloc(1, bytes + !bytes);
+    v->texts = calloc(n + 2, sizeof *v->texts);
+    if (!v->head_conf || !v->texts)
+        rc = no_memory(err);
+    else
+        memcpy(v->head_conf, s->head_conf, bytes);
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = (v->texts[i] = strdup(value[i]))
+                 ? set_option(v, key[i], v->texts[i], err)
+                 : no_memory(err);
+    if (!rc && v->plugin->check)
+        rc = v->plugin->check(v->head_conf, err);
+    if (!rc && formats && !(v->texts[n] = strdup(formats)))
+        rc = no_memory(err);
+    if (!rc && formats)
+        v->output.formats = v->texts[n];
+    if (!rc)
+        rc = pick_kinds(v, err);
+    if (rc) {
+        mp_settings_free(v);
+        return rc;
+    }
+    *out = v;
+    return 0;
 }
 
 /* ---- files ---- */
@@ -369,13 +462,15 @@ static int look_for(char **out, const char *name, const char *first,
                    installed);
 }
 
-static int open_classes(struct mp_settings *s, struct mp_error *err)
+int mp_settings_classes(struct mp_settings *s, struct mp_error *err)
 {
     const char *name = s->pipeline.classes;
     int is_file = strchr(name, '/') || strchr(name, '.');
     char *path = NULL, *file = NULL;
     int rc;
 
+    if (!s->plugin->uses_classes)
+        return 0;
     if (!strcmp(name, "none") || !*name)
         return mp_fail(err, MP_EINVAL,
                        "[pipeline] classes is not set: head %s needs names and "
@@ -421,11 +516,31 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
                   "MPIPE_MODEL_PATH", MP_DATADIR "/models", err);
     if (rc)
         return mp_fail_in(err, "[model] checkpoint");
-    if (s->plugin->uses_classes)
-        rc = open_classes(s, err);
+    rc = mp_settings_classes(s, err);
     if (!rc && s->plugin->uses_boxes)
         rc = open_boxes(s, err);
     return rc;
+}
+
+int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                         struct mp_error *err)
+{
+    struct mp_pipeline_conf c = {
+        .head = s->plugin,
+        .head_conf = s->head_conf,
+        .checkpoint = s->checkpoint,
+        .backend = s->compute.backend,
+        .precision = (enum mp_precision)s->compute.precision,
+        .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .strict = s->model.strict,
+    };
+    int rc = mp_pipeline_open(p, &c, err);
+
+    if (rc)
+        return rc;
+    mp_log(MP_LOG_INFO, "backend", "%s", mp_pipeline_backend(*p));
+    mp_log(MP_LOG_INFO, "network", "%s", mp_pipeline_network_text(*p));
+    return 0;
 }
 
 /* ---- telling ---- */

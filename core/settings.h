@@ -22,6 +22,19 @@
 #include <stdio.h>
 #include "mpipe/plugin.h"
 
+/* How results are compared with ground truth; for mpipe-eval alone. */
+struct mp_eval_conf {
+    int32_t crop; /* enum mp_crop */
+    int32_t kb_crop;
+    double min_depth, max_depth;  /* metres */
+    int32_t gt_scale, pred_scale; /* units per metre; -1: as the file says */
+    int32_t double_count;         /* processes */
+    int32_t reduce_zero_label, ignore_label;
+    int32_t gt_labels, pred_labels; /* enum mp_label_kind */
+    int32_t coco_tools;             /* enum mp_coco_tools */
+};
+enum mp_label_kind { MP_LABELS_INDEX, MP_LABELS_IDS, MP_LABELS_AUTO };
+
 struct mp_settings {
     struct {
         char *head, *classes, *boxes;
@@ -38,6 +51,7 @@ struct mp_settings {
     struct {
         char *formats;
     } output;
+    struct mp_eval_conf eval;
 
     const struct mp_plugin *plugin; /* NULL: no head was named */
     void *head_conf;                /* its section */
@@ -47,6 +61,8 @@ struct mp_settings {
     struct mp_classes *classes;     /* NULL: not used; mp_settings_files */
     struct mp_boxes *boxes;         /* likewise */
     struct mp_conf *conf;
+    const struct mp_settings *of; /* mp_settings_vary: of this; else NULL */
+    char **texts;                 /* what its strings are */
 };
 
 /* The kind that every head has: what the network gives, untouched. */
@@ -58,7 +74,20 @@ int mp_settings_open(struct mp_settings **out, const char *file,
                      const char *const *assign, size_t n, struct mp_error *err);
 void mp_settings_free(struct mp_settings *s); /* NULL is fine */
 
+/* The same settings but for n of the head's options, given as texts, and the
+ * formats (NULL: the same), both checked as those of a file are. s is borrowed
+ * until *out, which mp_settings_free frees, is gone. Any thread. */
+int mp_settings_vary(struct mp_settings **out, const struct mp_settings *s,
+                     const char *const *key, const char *const *value, size_t n,
+                     const char *formats, struct mp_error *err);
+
 int mp_settings_files(struct mp_settings *s, struct mp_error *err);
+/* The classes alone, if the head uses them. */
+int mp_settings_classes(struct mp_settings *s, struct mp_error *err);
+/* The pipeline that they describe; after mp_settings_files. */
+struct mp_pipeline;
+int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
+                         struct mp_error *err);
 
 /* The values in force as an INI file, and as {section: {key: text}}: the
  * latter new, NULL: out of memory. */

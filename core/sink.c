@@ -51,22 +51,25 @@ static char *path_of(const struct mp_sink *s, const char *kind,
                : path;
 }
 
-/* The path for this kind with its folders made, NULL with *rc 0 if it is not
- * asked for, NULL with an error. */
-static char *place(const struct mp_sink *s, const char *kind,
-                   const char *suffix, int *rc, struct mp_error *err)
+/* Nonzero: the kind is asked for; 0 with *rc nonzero: it is no kind. */
+static int is_due(const struct mp_sink *s, const char *kind, int *rc,
+                  struct mp_error *err)
 {
-    char *path;
-
     *rc = 0;
     if (!is_format(s, kind)) {
         *rc = mp_fail(err, MP_EINVAL, "head %s: \"%s\" is none of its formats",
                       s->head->name, kind);
-        return NULL;
+        return 0;
     }
-    if (!mp_sink_wants(s, kind))
-        return NULL;
-    path = path_of(s, kind, suffix);
+    return mp_sink_wants(s, kind);
+}
+
+/* The path for this kind with its folders made. */
+static char *place(const struct mp_sink *s, const char *kind,
+                   const char *suffix, int *rc, struct mp_error *err)
+{
+    char *path = path_of(s, kind, suffix);
+
     *rc = path ? mp_file_parents(path, err)
                : mp_fail(err, MP_ENOMEM, "out of memory");
     if (*rc) {
@@ -76,12 +79,131 @@ static char *place(const struct mp_sink *s, const char *kind,
     return path;
 }
 
+/* ---- results that stay in memory ---- */
+
+void mp_keep_free(struct mp_keep *k)
+{
+    for (size_t i = 0; i < k->n; i++) {
+        free(k->at[i].kind);
+        free(k->at[i].bytes);
+    }
+    free(k->at);
+    *k = (struct mp_keep){.plain = k->plain};
+}
+
+/* A place for one more; the bytes are to follow. */
+static struct mp_kept *add_kept(struct mp_keep *k, const char *kind,
+                                const char *suffix)
+{
+    struct mp_kept *more = realloc(k->at, (k->n + 1) * sizeof *more);
+    char *copy = strdup(kind);
+
+    if (more)
+        k->at = more;
+    if (!more || !copy) {
+        free(copy);
+        return NULL;
+    }
+    more += k->n++;
+    *more = (struct mp_kept){.kind = copy, .suffix = suffix};
+    return more;
+}
+
+static int keep_bytes(struct mp_keep *k, const char *kind, const char *suffix,
+                      const void *bytes, size_t n, struct mp_error *err)
+{
+    struct mp_kept *one = add_kept(k, kind, suffix);
+
+    if (!one || !(one->bytes = malloc(n + !n)))
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    memcpy(one->bytes, bytes, n);
+    one->n = n;
+    return 0;
+}
+
+/* The file that `encode` makes of x, in memory. */
+static int keep_file(struct mp_keep *k, const char *kind, const char *suffix,
+                     int (*encode)(FILE *f, const void *x,
+                                   struct mp_error *err),
+                     const void *x, struct mp_error *err)
+{
+    struct mp_kept *one = add_kept(k, kind, suffix);
+    FILE *f = one ? open_memstream(&one->bytes, &one->n) : NULL;
+    int rc;
+
+    if (!f)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    rc = encode(f, x, err);
+    if (fclose(f) && !rc)
+        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    return rc;
+}
+
+static int encode_png(FILE *f, const void *x, struct mp_error *err)
+{
+    return mp_png_encode(f, x, err);
+}
+
+static int encode_npy(FILE *f, const void *x, struct mp_error *err)
+{
+    const struct mp_tensor *t = x;
+
+    return mp_npy_encode(f, t->dtype, t->ndim, t->dim, t->data, err);
+}
+
+static int keep_png(struct mp_keep *k, const char *kind,
+                    const struct mp_png *png, struct mp_error *err)
+{
+    int rc;
+
+    if (!k->plain)
+        return keep_file(k, kind, "png", encode_png, png, err);
+    rc = keep_bytes(k, kind, "png", png->px,
+                    (size_t)png->width * (size_t)png->height *
+                        (size_t)png->channels * (size_t)(png->bits / 8),
+                    err);
+    if (rc)
+        return rc;
+    k->at[k->n - 1].dtype = png->bits == 16 ? MP_U16 : MP_U8;
+    k->at[k->n - 1].ndim = png->channels == 1 ? 2 : 3;
+    memcpy(k->at[k->n - 1].dim,
+           (int64_t[]){png->height, png->width, png->channels},
+           3 * sizeof(int64_t));
+    return 0;
+}
+
+static int keep_npy(struct mp_keep *k, const char *kind,
+                    const struct mp_tensor *t, struct mp_error *err)
+{
+    size_t n = mp_dtype_size(t->dtype);
+    int rc;
+
+    if (!k->plain)
+        return keep_file(k, kind, "npy", encode_npy, t, err);
+    for (int i = 0; i < t->ndim; i++)
+        n *= (size_t)t->dim[i];
+    rc = keep_bytes(k, kind, "npy", t->data, n, err);
+    if (rc)
+        return rc;
+    k->at[k->n - 1].dtype = t->dtype;
+    k->at[k->n - 1].ndim = t->ndim;
+    memcpy(k->at[k->n - 1].dim, t->dim, sizeof t->dim);
+    return 0;
+}
+
+/* ---- what heads call ---- */
+
 int mp_sink_png(struct mp_sink *s, const char *kind, const struct mp_png *png,
                 struct mp_error *err)
 {
+    char *path;
     int rc;
-    char *path = place(s, kind, "png", &rc, err);
 
+    if (!is_due(s, kind, &rc, err))
+        return rc;
+    if (s->keep)
+        return keep_png(s->keep, kind, png, err);
+    path = place(s, kind, "png", &rc, err);
     if (path)
         rc = mp_png_write(path, png, err);
     free(path);
@@ -91,9 +213,14 @@ int mp_sink_png(struct mp_sink *s, const char *kind, const struct mp_png *png,
 int mp_sink_npy(struct mp_sink *s, const char *kind, const struct mp_tensor *t,
                 struct mp_error *err)
 {
+    char *path;
     int rc;
-    char *path = place(s, kind, "npy", &rc, err);
 
+    if (!is_due(s, kind, &rc, err))
+        return rc;
+    if (s->keep)
+        return keep_npy(s->keep, kind, t, err);
+    path = place(s, kind, "npy", &rc, err);
     if (path)
         rc = mp_npy_write(path, t->dtype, t->ndim, t->dim, t->data, err);
     free(path);
@@ -103,9 +230,14 @@ int mp_sink_npy(struct mp_sink *s, const char *kind, const struct mp_tensor *t,
 int mp_sink_json(struct mp_sink *s, const char *kind, const char *text,
                  struct mp_error *err)
 {
+    char *path;
     int rc;
-    char *path = place(s, kind, "json", &rc, err);
 
+    if (!is_due(s, kind, &rc, err))
+        return rc;
+    if (s->keep)
+        return keep_bytes(s->keep, kind, "json", text, strlen(text), err);
+    path = place(s, kind, "json", &rc, err);
     if (path)
         rc = mp_file_write(path, text, strlen(text), err);
     free(path);

@@ -49,6 +49,13 @@ shows 2 'one head, backend or file' depth upernet
 shows 2 'one head, backend or file' --keys
 shows 2 'no-such' --no-such
 
+# a file's text stays in its line and does nothing to the terminal: 96 bytes of
+# JSON, and a number
+printf '\140\0\0\0\0\0\0\0%-96s\0\0\0\0' '{"__metadata__":{"a":"b\u001b\nc"},'"\
+"'"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' \
+    > "$dir/meta.safetensors"
+shows 0 '^metadata:   a = b\\x1b\\x0ac$' "$dir/meta.safetensors"
+
 # a module that is none is named with the reason
 mkdir "$dir/heads"
 echo text > "$dir/heads/bogus.so"

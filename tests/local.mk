@@ -8,23 +8,31 @@ unit_tests = \
 	%reldir%/test_coco \
 	%reldir%/test_conf \
 	%reldir%/test_depth \
+	%reldir%/test_eval \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
 	%reldir%/test_image \
 	%reldir%/test_inputs \
 	%reldir%/test_job \
 	%reldir%/test_kernels \
+	%reldir%/test_metrics \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_pose \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
 	%reldir%/cuda.sh \
+	%reldir%/depth.sh \
+	%reldir%/eval.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
-	%reldir%/options.sh
+	%reldir%/mpiped.sh \
+	%reldir%/options.sh \
+	%reldir%/seg.sh \
+	%reldir%/units.sh
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
@@ -34,12 +42,36 @@ shell_tests = \
 
 # Kernels are no part of the library's interface: compiled in.
 %canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \
-	core/cpu/attention.c core/cpu/norm.c core/cpu/pointwise.c \
-	core/cpu/spatial.c core/cpu/kernels.h core/cpu/simd.h
+	core/cpu/attention.c core/cpu/blocks.c core/cpu/norm.c \
+	core/cpu/pointwise.c core/cpu/reorder.c core/cpu/spatial.c \
+	core/cpu/kernels.h core/cpu/simd.h
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+%canon_reldir%_test_kernels_LDADD = $(LDADD) $(ONEDNN_LIBS)
+
+# The head's parts, beside the head itself.
+%canon_reldir%_test_pose_SOURCES = %reldir%/test_pose.c \
+	%reldir%/heads.c %reldir%/heads.h \
+	plugins/pose/person.c plugins/pose/pose.h plugins/pose/result.c
+%canon_reldir%_test_pose_CFLAGS = $(AM_CFLAGS)
+
+if DAEMON
+daemon_tests = \
+	%reldir%/test_http \
+	%reldir%/test_queue \
+	%reldir%/test_system
+%canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
+%canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
+%canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)
+
+# A head to try patience with; -rpath, or libtool makes no shared object.
+check_LTLIBRARIES += %reldir%/trouble.la
+%canon_reldir%_trouble_la_SOURCES = %reldir%/trouble.c
+%canon_reldir%_trouble_la_LDFLAGS = $(head_ldflags) -rpath $(abs_builddir)
+%canon_reldir%_trouble_la_LIBADD = libmpipe.la
+endif
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
-noinst_LTLIBRARIES = %reldir%/libhelp.la
+noinst_LTLIBRARIES += %reldir%/libhelp.la
 %canon_reldir%_libhelp_la_SOURCES = \
 	%reldir%/golden.c %reldir%/golden.h \
 	%reldir%/make_weights.c %reldir%/make_weights.h
@@ -76,8 +108,8 @@ endif
 
 TESTS += $(shell_tests)
 if HAVE_CHECK
-check_PROGRAMS += $(unit_tests)
-TESTS += $(unit_tests)
+check_PROGRAMS += $(unit_tests) $(daemon_tests)
+TESTS += $(unit_tests) $(daemon_tests)
 else
 check-local:
 	@echo "Check was not found when mpipe was configured:" \
@@ -101,9 +133,12 @@ noinst_PROGRAMS += %reldir%/full_net
 %canon_reldir%_full_net_LDADD = %reldir%/libhelp.la libmpipe.la \
 	$(JANSSON_LIBS)
 
-demo_weights = models/demo-depth.safetensors models/demo-seg.safetensors
+demo_weights = models/demo-depth.safetensors models/demo-pose.safetensors \
+	models/demo-seg.safetensors
 CLEANFILES += $(demo_weights)
 models/demo-depth.safetensors: %reldir%/golden/keys/tiny_depth.json
+models/demo-pose.safetensors: %reldir%/golden/keys/tiny_pose.json \
+	%reldir%/golden/keys/tiny_depth.json
 models/demo-seg.safetensors: %reldir%/golden/keys/tiny_seg.json
 $(demo_weights): %reldir%/make_weights$(EXEEXT)
 	$(AM_V_GEN)$(MKDIR_P) models && %reldir%/make_weights$(EXEEXT) \
@@ -115,6 +150,7 @@ EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
 	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
+	%reldir%/pose_reference.py \
 	%reldir%/data \
 	%reldir%/golden
 

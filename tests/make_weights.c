@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* make_weights.c - see make_weights.h. */
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "make_weights.h"
@@ -85,10 +86,58 @@ static int describe(struct mp_weight_out *t, json_t *e, struct mp_error *err)
     return 0;
 }
 
-int make_weights(const char *keys, const char *out, struct mp_error *err)
+static int is_left_out(const char *key, json_t *prefixes)
+{
+    json_t *p;
+    size_t i;
+
+    json_array_foreach(prefixes, i, p)
+    {
+        const char *prefix = json_string_value(p);
+
+        if (key && prefix && !strncmp(key, prefix, strlen(prefix)))
+            return 1;
+    }
+    return 0;
+}
+
+/* The file, with the tensors of the list that it is based on put in front. */
+static json_t *load(const char *path, struct mp_error *err)
 {
     json_error_t why;
-    json_t *root = json_load_file(keys, 0, &why);
+    json_t *root = json_load_file(path, 0, &why), *base, *list, *e;
+    const char *name = json_string_value(json_object_get(root, "base"));
+    const char *slash = strrchr(path, '/');
+    char other[4096];
+    size_t i;
+
+    if (!root)
+        mp_fail(err, MP_EFORMAT, "%s: %s", path, why.text);
+    if (!name)
+        return root;
+    snprintf(other, sizeof other, "%.*s%s", slash ? (int)(slash + 1 - path) : 0,
+             path, name);
+    base = load(other, err);
+    list = json_array();
+    json_array_foreach(json_object_get(base, "tensors"), i, e)
+    {
+        if (!is_left_out(json_string_value(json_object_get(e, "key")),
+                         json_object_get(root, "without")))
+            json_array_append(list, e);
+    }
+    json_array_extend(list, json_object_get(root, "tensors"));
+    json_object_set_new(root, "tensors", list);
+    if (!base) {
+        json_decref(root);
+        root = NULL;
+    }
+    json_decref(base);
+    return root;
+}
+
+int make_weights(const char *keys, const char *out, struct mp_error *err)
+{
+    json_t *root = load(keys, err);
     json_t *tensors = json_object_get(root, "tensors");
     size_t n = json_array_size(tensors);
     struct list l = {calloc(n + 1, sizeof *l.out),
@@ -96,7 +145,7 @@ int make_weights(const char *keys, const char *out, struct mp_error *err)
     int rc = 0;
 
     if (!root)
-        rc = mp_fail(err, MP_EFORMAT, "%s: %s", keys, why.text);
+        rc = MP_EFORMAT;
     else if (!n)
         rc = mp_fail(err, MP_EFORMAT, "%s: no tensors", keys);
     else if (!l.out || !l.entry)

@@ -8,7 +8,9 @@
  *     z = splitmix64's finaliser of z;  u = (z >> 40) * 2^-23 - 1
  *     value = scale * u + offset, in f32, rounded after each operation
  *
- * Integer tensors are zeros. {"alias_of": k}: the values of tensor k.
+ * Integer tensors are zeros. {"alias_of": k}: the values of tensor k. A list
+ * may begin with those of another file of its folder, "base", but "without"
+ * the tensors that begin with one of these prefixes.
  */
 #ifndef TESTS_MAKE_WEIGHTS_H
 #define TESTS_MAKE_WEIGHTS_H

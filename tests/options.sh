@@ -37,7 +37,7 @@ compare() {
 }
 
 : > "$dir/all"
-for head in upernet depth; do
+for head in upernet depth pose; do
     "$mpipe" -o pipeline.head=$head --dump-config > "$dir/$head.ini" ||
         fail "--dump-config for $head"
     keys "$dir/$head.ini" > "$dir/$head"
@@ -52,25 +52,43 @@ done
 sort -u "$dir/all" > "$dir/keys"
 
 for file in "$srcdir"/conf/*.ini; do
+    [ "${file##*/}" != mpiped.ini ] || continue # of another program
     head=$(sed -n 's/^head = //p' "$file")
     "$mpipe" -c "$file" --dump-config > /dev/null || fail "$file"
-    # comments of a sample are prose
+    # comments of a sample are prose; its protocol is of its task only
     grep -v '^;' "$file" > "$dir/sample.ini"
-    keys "$dir/sample.ini" > "$dir/sample"
+    keys "$dir/sample.ini" | grep -v '^\[eval\]' > "$dir/sample"
+    grep -v '^\[eval\]' "$dir/$head" > "$dir/wanted"
     case ${file##*/} in
-    seg.ini | depth.ini) compare "$file" "$dir/$head" "$dir/sample" ;;
+    seg.ini | depth*.ini | pose*.ini)
+        compare "$file" "$dir/wanted" "$dir/sample" ;;
     esac
 done
 
-if [ -f "$page" ]; then
+# page_keys FILE: those of a manual page
+page_keys() {
     sed -n -e 's/^\.Ss \(\[[a-z0-9]*\]\).*/\1/p' \
-        -e 's/^\.It Ic \([a-z][a-z0-9_]*\).*/\1/p' -e 's/^\.S[hs].*/[]/p' \
-        "$page" |
+        -e 's/^\.It Ic \([a-z][a-z0-9_]*\).*/\1/p' -e 's/^\.S[hs].*/[]/p' "$1" |
         awk '/^\[/ { section = $0; next } section != "[]" { print section, $0 }' |
-        sort -u > "$dir/page"
+        sort -u
+}
+
+page_keys "$page" > "$dir/page"
+compare "$page" "$dir/keys" "$dir/page"
+
+# mpiped's: all pipelines have the same keys
+mpiped=${MPIPED:-$builddir/mpiped}
+if [ -x "$mpiped" ]; then
+    conf=$srcdir/conf/mpiped.ini page=$srcdir/man/mpiped.conf.5
+    "$mpiped" -c "$conf" --dump-config > "$dir/mpiped.ini" ||
+        fail "$conf"
+    sed 's/^\[pipeline .*/[pipeline]/' "$dir/mpiped.ini" > "$dir/dump"
+    keys "$dir/dump" > "$dir/keys"
+    grep -v '^;' "$conf" | sed 's/^\[pipeline .*/[pipeline]/' > "$dir/sample.ini"
+    keys "$dir/sample.ini" > "$dir/sample"
+    compare "$conf" "$dir/keys" "$dir/sample"
+    page_keys "$page" > "$dir/page"
     compare "$page" "$dir/keys" "$dir/page"
-else
-    echo "SKIP: $page is not there"
 fi
 
 [ $failures = 0 ] || exit 1

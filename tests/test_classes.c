@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "classes.h"
+#include "golden.h"
 
 static struct mp_classes *classes;
 static struct mp_error e;
@@ -87,6 +88,7 @@ static int load_bytes(const char *bytes, size_t n)
 
 #define ONE(rest) "{\"name\":\"t\",\"classes\":[" rest "]}"
 #define OK        "{\"name\":\"a\",\"color\":[0,1,2]}"
+#define ID(id)    "{\"name\":\"a\",\"color\":[0,1,2],\"label_id\":" id "}"
 #define COLOR     ": classes[1]: color must be three whole numbers 0..255"
 
 static const struct {
@@ -121,6 +123,11 @@ static const struct {
      ": classes[1]: id must be the place of the entry"},
     {ONE(OK ",{\"id\":\"1\",\"name\":\"b\",\"color\":[0,1,2]}"),
      ": classes[1]: id must be the place of the entry"},
+    {ONE(ID("-1")), ": classes[0]: label_id must be a whole number 0..65535"},
+    {ONE(ID("65536")), ": classes[0]: label_id must be a whole number"},
+    {ONE(ID("1.5")), ": classes[0]: label_id must be a whole number"},
+    {ONE(ID("0") "," OK), ": 1 of 2 classes have a label_id: all or none must"},
+    {ONE(ID("7") "," ID("7")), ": two classes have the label_id 7"},
 };
 
 #define N_BAD (sizeof(bad) / sizeof(bad[0]))
@@ -235,6 +242,26 @@ START_TEST(unwritable_folder)
 }
 END_TEST
 
+START_TEST(label_ids)
+{
+    char path[4096];
+    struct golden *g = golden_open(golden_path("outputs_labels.safetensors"));
+    const uint8_t *from = golden_get(g, "cityscapes_pred_trainid")->data;
+    const struct golden_tensor *to = golden_get(g, "cityscapes_label_id");
+
+    ck_assert_int_eq(load_bytes(ONE(OK), strlen(ONE(OK))), 0);
+    ck_assert_ptr_null(mp_classes_label_ids(classes));
+    mp_classes_free(classes);
+    snprintf(path, sizeof(path), "%s/conf/classes/cityscapes.json",
+             getenv("srcdir") == NULL ? "." : getenv("srcdir"));
+    ck_assert_msg(mp_classes_open(&classes, path, &e) == 0, "%s", e.text);
+    for (size_t i = 0; i < to->count; i++)
+        ck_assert_int_eq(mp_classes_label_ids(classes)[from[i]],
+                         ((const uint8_t *)to->data)[i]);
+    golden_free(g);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("classes");
@@ -245,6 +272,7 @@ int main(void)
     tcase_set_timeout(t, 30);
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_loop_test(t, shipped_tables, 0, 3);
+    tcase_add_test(t, label_ids);
     tcase_add_loop_test(t, wrong_files, 0, (int)N_BAD);
     tcase_add_test(t, unreadable_files);
     tcase_add_test(t, large_and_deep_files);

@@ -11,7 +11,7 @@
 #include "golden.h"
 #include "heads.h"
 
-static const char *const names[] = {"depth", "upernet"};
+static const char *const names[] = {"depth", "upernet", "pose"};
 
 /* ---- options ---- */
 
@@ -39,6 +39,10 @@ static const struct {
     {"depth", "max_depth=0", "max_depth"},
     {"depth", "color_min=20", "color_min 20 m is not below color_max 10 m"},
     {"depth", "png_scale=0", "png_scale"},
+    {"pose", "input=256x200", "input 256x200: both sides"},
+    {"pose", "input=16x16", "input"},
+    {"pose", "pixels=rgb", "pixels"},
+    {"pose", "padding=0", "padding"},
 };
 
 START_TEST(refusals)
@@ -364,7 +368,7 @@ int main(void)
     int failed;
 
     tcase_set_timeout(t, 60);
-    tcase_add_loop_test(t, defaults, 0, 2);
+    tcase_add_loop_test(t, defaults, 0, 3);
     tcase_add_loop_test(t, refusals, 0, (int)(sizeof wrong / sizeof *wrong));
     tcase_add_test(t, windows);
     tcase_add_test(t, scale);

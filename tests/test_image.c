@@ -840,6 +840,151 @@ START_TEST(npy_limits)
 }
 END_TEST
 
+/* A dictionary in a file of this version with `data` bytes behind it: floats 0,
+ * 1, 2 .. in this byte order. */
+static void put_npy(int version, const char *dictionary, size_t data, int big)
+{
+    FILE *f = fopen(in_folder("a.npy"), "wb");
+    size_t n = strlen(dictionary);
+
+    ck_assert_ptr_nonnull(f);
+    fprintf(f, "\x93NUMPY%c%c%c%c", version, 0, (int)(n & 255), (int)(n >> 8));
+    if (version > 1)
+        fwrite("\0\0", 1, 2, f);
+    fputs(dictionary, f);
+    for (size_t i = 0; i < data; i++) {
+        float v = (float)(i / 4);
+        uint8_t b[4];
+
+        memcpy(b, &v, 4);
+        fputc(b[big ? 3 - i % 4 : i % 4], f);
+    }
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+#define HEAD(type, order, shape)                                               \
+    "{'descr': " type ", 'fortran_order': " order ", 'shape': " shape ", }\n"
+
+START_TEST(npy_read)
+{
+    static const struct {
+        int version, big;
+        const char *head;
+    } row[] = {
+        {1, 0, HEAD("'<f4'", "False", "(2, 3)")},
+        {1, 1, HEAD("'>f4'", "False", "(2, 3)")},
+        {2, 0, HEAD("'<f4'", "False", "(2,3)")},
+        {3, 0, "{'shape':(2, 3),'fortran_order':False,'descr':'<f4'}"},
+    };
+    struct mp_error err = {0};
+    float *v;
+    int32_t w, h;
+
+    put_npy(row[_i].version, row[_i].head, 24, row[_i].big);
+    ck_assert_msg(mp_npy_read(&v, &w, &h, in_folder("a.npy"), &err) == 0, "%s",
+                  err.text);
+    ck_assert(w == 3 && h == 2);
+    for (int i = 0; i < 6; i++)
+        ck_assert_float_eq(v[i], (float)i);
+    free(v);
+}
+END_TEST
+
+static const struct {
+    const char *head;
+    size_t data;
+    const char *error;
+} bad_npy[] = {
+    {HEAD("'<f8'", "False", "(2, 3)"), 48, "float32 ('<f4'), not '<f8'"},
+    {HEAD("[('a', '<f4')]", "False", "(2, 3)"), 24, "must be float32"},
+    {HEAD("'<f4'", "True", "(2, 3)"), 24, "C order"},
+    {HEAD("'<f4'", "False", "(6,)"), 24, "(height, width), not (6,)"},
+    {HEAD("'<f4'", "False", "(1, 2, 3)"), 24, "not (1, 2, 3)"},
+    {HEAD("'<f4'", "False", "(0, 3)"), 0, "(height, width)"},
+    {HEAD("'<f4'", "False", "(-2, -3)"), 24, "(height, width)"},
+    {HEAD("'<f4'", "False", "(99999999999, 3)"), 24, "(height, width)"},
+    {HEAD("'<f4'", "False", "(999999999, 999999999)"), 24, "(height, width)"},
+    {HEAD("'<f4'", "False", "(2, 3"), 24, "(height, width)"},
+    {HEAD("'<f4'", "False", "(2, 3)"), 23, "23 bytes of data, not the 24"},
+    {HEAD("'<f4'", "False", "(2, 3)"), 25, "25 bytes of data, not the 24"},
+    {"{}", 24, "must be float32"},
+    {"", 24, "must be float32"},
+};
+
+START_TEST(npy_refused)
+{
+    struct mp_error err = {0};
+    float *v;
+    int32_t w, h;
+
+    put_npy(1, bad_npy[_i].head, bad_npy[_i].data, 0);
+    ck_assert_int_eq(mp_npy_read(&v, &w, &h, in_folder("a.npy"), &err),
+                     MP_EFORMAT);
+    ck_assert_ptr_null(v);
+    ck_assert_msg(strstr(err.text, bad_npy[_i].error) != NULL, "%s", err.text);
+}
+END_TEST
+
+/* Every length of a file that is cut off, and every version. */
+START_TEST(npy_cut)
+{
+    struct mp_error err = {0};
+    struct bytes b;
+    float *v;
+    int32_t w, h;
+
+    put_npy(1, HEAD("'<f4'", "False", "(2, 3)"), 24, 0);
+    b = slurp(in_folder("a.npy"));
+    for (size_t n = 0; n < b.n; n++) {
+        ck_assert_int_eq(mp_file_write(in_folder("a.npy"), b.p, n, &err), 0);
+        ck_assert_int_eq(mp_npy_read(&v, &w, &h, in_folder("a.npy"), &err),
+                         MP_EFORMAT);
+    }
+    b.p[6] = 4;
+    ck_assert_int_eq(mp_file_write(in_folder("a.npy"), b.p, b.n, &err), 0);
+    ck_assert_int_eq(mp_npy_read(&v, &w, &h, in_folder("a.npy"), &err),
+                     MP_EFORMAT);
+    free(b.p);
+    ck_assert_int_eq(mp_npy_read(&v, &w, &h, in_folder("none"), &err), MP_EIO);
+}
+END_TEST
+
+START_TEST(png_text)
+{
+    static const uint8_t px[] = {7};
+    static const struct mp_png_text text[] = {{"Comment", "c"},
+                                              {"depth_scale", "256"}};
+    struct mp_png png = {.width = 1,
+                         .height = 1,
+                         .channels = 1,
+                         .bits = 8,
+                         .px = px,
+                         .text = text,
+                         .ntext = 2};
+    struct mp_error err = {0};
+    char value[4];
+    struct bytes b;
+
+    ck_assert_int_eq(mp_png_write(in_folder("a.png"), &png, NULL), 0);
+    ck_assert_int_eq(
+        mp_png_text(value, 4, in_folder("a.png"), "depth_scale", &err), 1);
+    ck_assert_str_eq(value, "256");
+    ck_assert_int_eq(
+        mp_png_text(value, 3, in_folder("a.png"), "depth_scale", &err), 0);
+    ck_assert_int_eq(mp_png_text(value, 4, in_folder("a.png"), "depth", &err),
+                     0);
+    b = slurp(in_folder("a.png"));
+    for (size_t n = 0; n < b.n; n++) {
+        ck_assert_int_eq(mp_file_write(in_folder("b.png"), b.p, n, &err), 0);
+        ck_assert_int_ge(
+            mp_png_text(value, 4, in_folder("b.png"), "depth_scale", &err), 0);
+    }
+    free(b.p);
+    ck_assert_int_eq(
+        mp_png_text(value, 4, in_folder("none"), "depth_scale", &err), MP_EIO);
+}
+END_TEST
+
 START_TEST(files)
 {
     struct mp_error err = {0};
@@ -964,6 +1109,11 @@ static Suite *suite(void)
     tcase_add_loop_test(write, png16, 0, 2);
     tcase_add_loop_test(write, npy, 0, 4);
     tcase_add_test(write, npy_limits);
+    tcase_add_loop_test(write, npy_read, 0, 4);
+    tcase_add_loop_test(write, npy_refused, 0,
+                        sizeof(bad_npy) / sizeof(*bad_npy));
+    tcase_add_test(write, npy_cut);
+    tcase_add_test(write, png_text);
     tcase_add_test(write, files);
     tcase_add_test(write, disk_full);
     tcase_add_test(write, parents);

@@ -10,7 +10,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cpu/kernels.h"
+#include "cpu/dnnl_compat.h"
 
 #define N(a) (int)(sizeof(a) / sizeof *(a))
 
@@ -132,6 +132,11 @@ static const enum mp_dtype types[][3] = {{MP_F32, MP_F32, MP_F32},
                                          {MP_BF16, MP_F32, MP_BF16},
                                          {MP_F32, MP_BF16, MP_F32}};
 
+static int64_t count(int n, const int64_t *dim)
+{
+    return n ? dim[0] * count(n - 1, dim + 1) : 1;
+}
+
 /* ---- attention ---- */
 
 static const struct {
@@ -233,6 +238,209 @@ START_TEST(test_attention)
     drop(v);
     drop(y);
     drop(z);
+}
+END_TEST
+
+/* ---- convolutions ---- */
+
+/* Odd sizes, a pixel, channels around the lengths of vectors, of a block of
+ * channels and of a chain of sums; bottom and right: rows and columns of zeros
+ * after x. Those that can be are done Winograd's way too. */
+static const struct {
+    int64_t n, h, w, c, k, r, s, stride, top, left, bottom, right;
+    int bias, residual, act; /* residual 2: in place */
+} convs[] = {
+    {1, 1, 1, 1, 9, 3, 3, 1, 1, 1, 1, 1, 0, 0, MP_ACT_NONE},
+    {1, 1, 1, 64, 48, 3, 3, 1, 1, 1, 1, 1, 1, 1, MP_RELU},
+    {2, 5, 7, 35, 19, 3, 3, 1, 1, 1, 1, 1, 1, 0, MP_SILU},
+    {1, 16, 16, 3, 32, 3, 3, 1, 1, 1, 1, 1, 1, 0, MP_ACT_NONE},
+    {3, 8, 9, 129, 65, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_ACT_NONE},
+    {1, 33, 31, 320, 64, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_GELU},
+    {2, 17, 4, 16, 33, 3, 3, 1, 0, 0, 0, 0, 0, 1, MP_ACT_NONE},
+    {1, 9, 12, 40, 32, 3, 3, 1, 0, 1, 1, 0, 1, 0, MP_SIGMOID},
+    {1, 6, 6, 32, 96, 3, 3, 1, 1, 0, 2, 2, 1, 0, MP_ACT_NONE},
+    {1, 3, 3, 8, 8, 3, 3, 1, 0, 0, 0, 0, 1, 0, MP_ACT_NONE},
+    {2, 24, 24, 640, 40, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_RELU},
+    {1, 15, 18, 50, 70, 3, 3, 2, 0, 0, 1, 1, 1, 0, MP_ACT_NONE},
+    {2, 9, 11, 32, 40, 3, 3, 2, 1, 1, 1, 1, 0, 2, MP_SILU},
+    {1, 12, 10, 40, 64, 2, 5, 3, 0, 2, 1, 2, 1, 0, MP_ACT_NONE},
+    {1, 16, 20, 33, 32, 4, 4, 4, 0, 0, 0, 0, 1, 1, MP_ACT_NONE},
+    {2, 5, 13, 100, 31, 1, 1, 1, 0, 0, 0, 0, 1, 0, MP_RELU},
+};
+
+static double conv_at(const struct k_conv *a, const double *x, const double *w,
+                      int64_t i)
+{
+    int64_t k = i % a->k, ox = i / a->k % a->yw, oy = i / a->k / a->yw % a->yh;
+    int64_t n = i / a->k / a->yw / a->yh, taps = a->r * a->s;
+    double sum = 0;
+
+    for (int64_t t = 0; t < taps; t++) {
+        int64_t y = oy * a->stride + t / a->s - a->top;
+        int64_t v = ox * a->stride + t % a->s - a->left;
+
+        if (y < 0 || y >= a->h || v < 0 || v >= a->w)
+            continue;
+        for (int64_t c = 0; c < a->c; c++)
+            sum += x[((n * a->h + y) * a->w + v) * a->c + c] *
+                   w[(k * a->c + c) * taps + t];
+    }
+    return sum;
+}
+
+static struct k_conv conv_of(int i)
+{
+    struct k_conv a = {.n = convs[i].n,
+                       .h = convs[i].h,
+                       .w = convs[i].w,
+                       .c = convs[i].c,
+                       .k = convs[i].k,
+                       .r = convs[i].r,
+                       .s = convs[i].s,
+                       .stride = convs[i].stride,
+                       .top = convs[i].top,
+                       .left = convs[i].left,
+                       .act = convs[i].act};
+
+    a.yh = (a.h + a.top + convs[i].bottom - a.r) / a.stride + 1;
+    a.yw = (a.w + a.left + convs[i].right - a.s) / a.stride + 1;
+    return a;
+}
+
+static void run_conv(const struct k_conv *a, float *y, const float *x,
+                     const float *w, const float *bias, const float *residual,
+                     int threads, int most)
+{
+    size_t size = k_conv_weights(a->k, a->c, a->r * a->s, a->winograd);
+    size_t room = k_conv_scratch(a, most);
+    float *packed = aligned_alloc(64, (size + 63) / 64 * 64);
+    void *scratch = aligned_alloc(64, (room + 63) / 64 * 64);
+
+    ck_assert(packed && scratch);
+    omp_set_num_threads(threads);
+    k_conv_pack(packed, w, a->k, a->c, a->r, a->s, a->winograd);
+    k_conv(a, y, x, packed, bias, residual, scratch);
+    free(packed);
+    free(scratch);
+}
+
+START_TEST(test_conv)
+{
+    struct k_conv a = conv_of(_i);
+    int64_t each = a.yh * a.yw * a.k;
+    struct data x = data(MP_F32, a.n * a.h * a.w * a.c, 1, 0.3f);
+    struct data w = data(MP_F32, a.k * a.c * a.r * a.s, 1, 0);
+    struct data b = data(MP_F32, a.k, 1, 0);
+    struct data r = data(MP_F32, a.n * each, 10, 0);
+    struct data y = data(MP_F32, r.n, 1, 0), z = data(MP_F32, r.n, 1, 0);
+    double *want = room(MP_F64, r.n);
+    const float *bias = convs[_i].bias ? b.p : NULL;
+    const float *residual = convs[_i].residual ? r.p : NULL;
+
+    for (int64_t i = 0; i < r.n; i++)
+        want[i] =
+            activate(conv_at(&a, x.x, w.x, i) + (bias ? b.x[i % a.k] : 0) +
+                         (residual ? r.x[i] : 0),
+                     a.act);
+    for (a.winograd = 0; a.winograd < 2; a.winograd++) {
+        if (a.winograd && (a.r != 3 || a.s != 3 || a.stride != 1))
+            continue;
+        memcpy(y.p, r.p, (size_t)r.n * 4);
+        a.n = convs[_i].n;
+        run_conv(&a, y.p, x.p, w.p, bias,
+                 convs[_i].residual == 2 ? y.p : residual, 2, 3);
+        near(&y, want, MP_F32, "convolution");
+        run_conv(&a, z.p, x.p, w.p, bias, residual, 1, 1);
+        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * 4), 0);
+        a.n = 1; /* a picture alone */
+        run_conv(&a, z.p, x.p, w.p, bias, residual, 5, 5);
+        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)each * 4), 0);
+    }
+    free(want);
+    drop(x);
+    drop(w);
+    drop(b);
+    drop(r);
+    drop(y);
+    drop(z);
+}
+END_TEST
+
+/* ---- layouts ---- */
+
+static const struct {
+    dnnl_format_tag_t tag;
+    enum mp_dtype t;
+} layouts[] = {{dnnl_Acdb16a, MP_F32},    {dnnl_Acdb32a, MP_F32},
+               {dnnl_Acdb64a, MP_F32},    {dnnl_AcdB32a2b, MP_BF16},
+               {dnnl_AcdB48a2b, MP_BF16}, {dnnl_AcdB64a2b, MP_BF16}};
+
+static const int64_t weights[][4] = {
+    {64, 64, 1, 1}, {1, 1, 3, 3},   {150, 3, 3, 3}, {35, 137, 1, 1},
+    {96, 40, 3, 3}, {70, 33, 2, 5}, {32, 20, 8, 8}};
+
+static void run_reorder(void *to, dn_desc want, const float *from,
+                        dn_desc plain)
+{
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    dnnl_primitive_desc_t pd;
+    dnnl_primitive_t prim;
+    dnnl_memory_t a, b;
+
+    ck_assert(!dnnl_engine_create(&engine, dnnl_cpu, 0));
+    ck_assert(!dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
+    ck_assert(!dnnl_reorder_primitive_desc_create(&pd, plain, engine, want,
+                                                  engine, NULL));
+    ck_assert(!dnnl_primitive_create(&prim, pd));
+    ck_assert(!dnnl_memory_create(&a, plain, engine, (void *)from));
+    ck_assert(!dnnl_memory_create(&b, want, engine, to));
+    ck_assert(!dnnl_primitive_execute(
+        prim, stream, 2,
+        (dnnl_exec_arg_t[]){{DNNL_ARG_FROM, a}, {DNNL_ARG_TO, b}}));
+    dnnl_stream_wait(stream);
+    dnnl_memory_destroy(a);
+    dnnl_memory_destroy(b);
+    dnnl_primitive_destroy(prim);
+    dnnl_primitive_desc_destroy(pd);
+    dnnl_stream_destroy(stream);
+    dnnl_engine_destroy(engine);
+}
+
+/* The same bytes as oneDNN's own. */
+START_TEST(test_reorder)
+{
+    const int64_t *dim = weights[_i / N(layouts)];
+    enum mp_dtype t = layouts[_i % N(layouts)].t, got, f32;
+    struct data x = data(MP_F32, count(4, dim), 1, 0);
+    dn_own_desc want, plain;
+    struct k_layout to, from;
+    void *a, *b;
+    size_t size;
+
+    for (int64_t i = 0; i < x.n; i += 7) /* ties, a carry, signs, infinity */
+        ((uint32_t *)x.p)[i] = (uint32_t[]){0x3f808000, 0x3f818000, 0x3fffffff,
+                                            0x80000000, 0xff800000}[i % 5];
+    ck_assert(!dn_desc_new(&want, 4, dim, t == MP_F32 ? dnnl_f32 : dnnl_bf16,
+                           layouts[_i % N(layouts)].tag));
+    ck_assert(!dn_desc_new(&plain, 4, dim, dnnl_f32, dnnl_oihw));
+    ck_assert(dn_layout(&to, &got, dn_borrow(&want)) && got == t);
+    ck_assert(dn_layout(&from, &f32, dn_borrow(&plain)) && f32 == MP_F32);
+    ck_assert(k_can_reorder(&to, t, &from));
+    size = dnnl_memory_desc_get_size(dn_borrow(&want));
+    a = aligned_alloc(64, (size + 63) / 64 * 64);
+    b = malloc(size);
+    ck_assert(a && b);
+    memset(b, 1, size);
+    run_reorder(a, dn_borrow(&want), x.p, dn_borrow(&plain));
+    omp_set_num_threads(3);
+    k_reorder((struct k_out){b, t}, &to, x.p, &from);
+    ck_assert_int_eq(memcmp(a, b, size), 0);
+    free(a);
+    free(b);
+    dn_desc_free(&want);
+    dn_desc_free(&plain);
+    drop(x);
 }
 END_TEST
 
@@ -416,11 +624,6 @@ static const struct {
     {1, 1, {1}, {1}},
     {4, 4, {2, 1, 5, 2000}, {1, 1, 5, 2000}},
 };
-
-static int64_t count(int n, const int64_t *dim)
-{
-    return n ? dim[0] * count(n - 1, dim + 1) : 1;
-}
 
 START_TEST(test_binary)
 {
@@ -641,6 +844,8 @@ int main(void)
 
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t, test_attention, 0, 5 * N(cases));
+    tcase_add_loop_test(t, test_conv, 0, N(convs));
+    tcase_add_loop_test(t, test_reorder, 0, N(layouts) * N(weights));
     tcase_add_loop_test(t, test_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_batch_norm, 0, 5 * N(maps));
     tcase_add_loop_test(t, test_act, 0, 5);

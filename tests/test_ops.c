@@ -105,6 +105,24 @@ static mp_node case_conv3_batch(struct mp_graph *g)
     return conv(g, IN(3, 8, 8, 64), 64, 3, 1, 1, 0);
 }
 
+/* Large enough for the CPU's Winograd convolutions. */
+static mp_node case_conv3_large(struct mp_graph *g)
+{
+    return mp_act(g, conv(g, IN(2, 33, 37, 48), 72, 3, 1, 1, 1), MP_RELU);
+}
+
+static mp_node case_conv3_large_residual(struct mp_graph *g)
+{
+    mp_node x = conv(g, IN(1, 32, 34, 40), 40, 1, 1, 0, 1);
+
+    return mp_add(g, x, conv(g, mp_act(g, x, MP_SILU), 40, 3, 1, 1, 0));
+}
+
+static mp_node case_conv3_large_unpadded(struct mp_graph *g)
+{
+    return conv(g, IN(1, 34, 35, 32), 30, 3, 1, 0, 1);
+}
+
 static mp_node case_conv_odd_channels(struct mp_graph *g)
 {
     return conv(g, IN(2, 5, 7, 35), 19, 3, 1, 1, 1);
@@ -680,6 +698,9 @@ static const struct {
     C(residual_self),
     C(residual_thin),
     C(deconv2_variable),
+    C(conv3_large),
+    C(conv3_large_residual),
+    C(conv3_large_unpadded),
 #undef C
 #undef SHARP
 };

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "conf.h"
+#include "eval/metrics.h"
 #include "golden.h"
 #include "image.h"
 #include "make_weights.h"
@@ -33,6 +34,7 @@ static const struct golden_tensor *get(const struct golden *g, const char *id,
     return golden_get(g, full);
 }
 
+/* json_decref *root. */
 static json_t *cases_of(const char *topic, json_t **root)
 {
     *root = golden_json(golden_path("%s.json", topic));
@@ -50,11 +52,11 @@ static double number(json_t *list, size_t i)
 START_TEST(warp)
 {
     struct golden *gold = open_golden("pose_warp");
-    json_t *root, *c;
+    json_t *root, *c, *list = cases_of("pose_warp", &root);
     size_t i, n = 0;
 
     ck_assert_ptr_nonnull(gold);
-    json_array_foreach(cases_of("pose_warp", &root), i, c)
+    json_array_foreach(list, i, c)
     {
         const char *id = json_string_value(json_object_get(c, "id"));
         const struct golden_tensor *in = get(gold, id, "in");
@@ -120,9 +122,8 @@ static const char *checkpoint(const char *name)
 }
 
 static void stage_open(struct stage *s, const char *head, const char *settings,
-                       char **kinds, size_t classes)
+                       char **kinds)
 {
-    struct mp_pipeline_conf c = {.backend = "cpu", .precision = MP_PREC_FP32};
     char words[256], full[300], *save = NULL;
     struct mp_error err = {0};
     int rc = mp_head_find(&s->set.plugin, head, &err);
@@ -131,8 +132,6 @@ static void stage_open(struct stage *s, const char *head, const char *settings,
     s->conf = mp_conf_new();
     s->set.head_conf = calloc(1, s->set.plugin->conf_size);
     s->set.kinds = kinds;
-    s->classes.count = classes;
-    s->set.classes = &s->classes;
     snprintf(words, sizeof words, "%s", settings);
     for (char *w = strtok_r(words, ";", &save); w && !rc;
          w = strtok_r(NULL, ";", &save)) {
@@ -144,12 +143,20 @@ static void stage_open(struct stage *s, const char *head, const char *settings,
                              s->set.head_conf, &err);
     if (!rc)
         rc = mp_conf_finish(s->conf, NULL, &err);
-    c.head = s->set.plugin;
-    c.head_conf = s->set.head_conf;
-    c.checkpoint =
-        checkpoint(!strcmp(head, "upernet") ? "tiny_seg" : "tiny_depth");
-    if (!rc)
-        rc = mp_pipeline_open(&s->pipeline, &c, &err);
+    ck_assert_msg(!rc, "%s", err.text);
+}
+
+/* For merges, which depend on no weights: any that fit the head. */
+static void stage_pipeline(struct stage *s, const char *keys)
+{
+    struct mp_pipeline_conf c = {.head = s->set.plugin,
+                                 .head_conf = s->set.head_conf,
+                                 .checkpoint = checkpoint(keys),
+                                 .backend = "cpu",
+                                 .precision = MP_PREC_FP32};
+    struct mp_error err = {0};
+    int rc = mp_pipeline_open(&s->pipeline, &c, &err);
+
     unlink(c.checkpoint);
     ck_assert_msg(!rc, "%s", err.text);
 }
@@ -269,11 +276,11 @@ START_TEST(segmentation)
 {
     static char *kinds[] = {"labels", "probs", NULL};
     struct golden *gold = open_golden("seg_inference");
-    json_t *root, *c;
+    json_t *root, *c, *list = cases_of("seg_inference", &root);
     size_t i, done = 0;
 
     ck_assert_ptr_nonnull(gold);
-    json_array_foreach(cases_of("seg_inference", &root), i, c)
+    json_array_foreach(list, i, c)
     {
         const char *id = json_string_value(json_object_get(c, "id"));
         size_t classes =
@@ -285,7 +292,10 @@ START_TEST(segmentation)
         if (!get(gold, id, "prob"))
             continue;
         seg_settings(settings, sizeof settings, c);
-        stage_open(&s, "upernet", settings, kinds, classes);
+        stage_open(&s, "upernet", settings, kinds);
+        stage_pipeline(&s, "tiny_seg");
+        s.classes.count = classes;
+        s.set.classes = &s.classes;
         stage_load(&s, get(gold, id, "rgb"));
         /* as views come in a run: groups are merged on the way */
         for (size_t k = 0; k < s.job.nview; k++) {
@@ -311,6 +321,183 @@ START_TEST(segmentation)
 }
 END_TEST
 
+/* ---- real pictures ---- */
+
+/* CRC-32 of PNG and zlib, of the pixels. */
+static json_int_t crc(const uint8_t *p, size_t n)
+{
+    uint32_t c = ~(uint32_t)0;
+
+    for (; n; n--) {
+        c ^= *p++;
+        for (int k = 0; k < 8; k++)
+            c = c >> 1 ^ (c & 1 ? 0xedb88320 : 0);
+    }
+    return ~c;
+}
+
+/* The view k of the picture is that of the published code. */
+static void check_view(struct stage *s, const char *file, size_t k, json_t *hw,
+                       json_t *want)
+{
+    int owned;
+    uint8_t *px = mp_picture_job_view(&s->job, k, &owned);
+    const struct mp_view *v = &s->job.view[k];
+
+    ck_assert_int_eq(v->h, (int)number(hw, 0));
+    ck_assert_int_eq(v->w, (int)number(hw, 1));
+    ck_assert_msg(crc(px, 3 * (size_t)v->w * (size_t)v->h) ==
+                      json_integer_value(want),
+                  "%s, view %zu", file, k);
+    if (owned)
+        free(px);
+}
+
+/* Views of a head, as many as the file has sums for. */
+static void check_views(const char *head, const char *settings,
+                        const char *file, const struct mp_box *box, json_t *c)
+{
+    static char *kinds[] = {"raw", NULL};
+    json_t *result = json_object_get(c, "result");
+    json_t *mirrored = json_object_get(c, "result_flipped_crc32");
+    struct stage s = {.job = {.nview = 0}};
+
+    s.input = (struct mp_input){(char *)file, (char *)"x"};
+    stage_open(&s, head, settings, kinds);
+    if (box) {
+        s.job.box = malloc(sizeof *box);
+        *s.job.box = *box;
+        s.job.nbox = 1;
+    }
+    ck_assert_msg(!mp_picture_job_load(&s.job, &s.input, &s.set), "%s",
+                  s.job.err.text);
+    ck_assert_uint_eq(s.job.nview, mirrored ? 2 : 1);
+    check_view(&s, file, 0, json_object_get(result, "hw"),
+               json_object_get(result, "crc32"));
+    if (mirrored)
+        check_view(&s, file, 1, json_object_get(result, "hw"), mirrored);
+    stage_close(&s);
+}
+
+static void check_resize(const char *file, json_t *c)
+{
+    json_t *result = json_object_get(c, "result");
+    json_t *hw = json_object_get(result, "hw");
+    int32_t h = (int32_t)number(hw, 0), w = (int32_t)number(hw, 1);
+    uint8_t *px = malloc((size_t)w * (size_t)h * 3);
+    struct mp_error err = {0};
+    struct mp_picture p;
+
+    ck_assert_msg(!mp_picture_read(&p, file, &err), "%s", err.text);
+    ck_assert(!mp_resize_u8(px, w, h, p.rgb, p.width, p.height, 3, &err));
+    ck_assert(crc(px, (size_t)w * (size_t)h * 3) ==
+              json_integer_value(json_object_get(result, "crc32")));
+    mp_picture_free(&p);
+    free(px);
+}
+
+/* Measured pixels of a crop, their sum, and how many count. */
+static size_t count_depth(const uint16_t *map, int32_t w, struct mp_rect r,
+                          int64_t *sum)
+{
+    size_t n = 0;
+
+    for (int32_t y = r.y0; y < r.y1; y++)
+        for (int32_t x = r.x0; x < r.x1; x++) {
+            n += map[y * w + x] != 0;
+            *sum += map[y * w + x];
+        }
+    return n;
+}
+
+static struct mp_rect within(struct mp_rect part, struct mp_rect of)
+{
+    return (struct mp_rect){of.x0 + part.x0, of.y0 + part.y0, of.x0 + part.x1,
+                            of.y0 + part.y1};
+}
+
+static void check_depth_map(const char *file, json_t *c)
+{
+    struct mp_error err = {0};
+    struct mp_rect kb;
+    int64_t sum = 0, unused = 0;
+    uint16_t *map;
+    int32_t w, h;
+    int bits;
+
+    ck_assert_msg(!mp_map_read(&map, &w, &h, &bits, file, &err), "%s",
+                  err.text);
+    kb = mp_depth_kb_crop(w, h);
+    ck_assert_int_eq(kb.y0, json_integer_value(json_object_get(c, "top")));
+    ck_assert_int_eq(kb.x0, json_integer_value(json_object_get(c, "left")));
+    ck_assert_uint_eq(count_depth(map, w, kb, &sum),
+                      json_integer_value(json_object_get(c, "nonzero")));
+    ck_assert_int_eq(sum, json_integer_value(json_object_get(c, "sum")));
+    ck_assert_uint_eq(
+        count_depth(map, w, within(mp_depth_crop(MP_CROP_GARG, 1216, 352), kb),
+                    &unused),
+        json_integer_value(json_object_get(c, "nonzero_in_garg_crop")));
+    ck_assert_uint_eq(
+        count_depth(map, w, within(mp_depth_crop(MP_CROP_EIGEN, 1216, 352), kb),
+                    &unused),
+        json_integer_value(json_object_get(c, "nonzero_in_eigen_crop")));
+    free(map);
+}
+
+static void check_scaled(const char *file, json_t *c)
+{
+    double ratio = json_number_value(json_object_get(c, "ratio"));
+    json_t *scale = json_object_get(c, "scale");
+    int wide = number(scale, 0) / number(scale, 1) > 3;
+    char settings[96];
+
+    snprintf(settings, sizeof settings, "scale=2048x%d;ratios=%g;flip=yes",
+             wide ? 512 : 1024, ratio);
+    check_views("upernet", settings, file, NULL, c);
+}
+
+static void check_person(const char *file, json_t *c)
+{
+    json_t *b = json_object_get(c, "bbox_xywh");
+    struct mp_box box = {number(b, 0), number(b, 1), number(b, 2), number(b, 3),
+                         1};
+
+    check_views("pose", "input=256x192", file, &box, c);
+}
+
+START_TEST(real_pictures)
+{
+    json_t *root, *c, *list = cases_of("real_preprocess", &root);
+    size_t i;
+
+    if (!shared_path("protocol")) {
+        printf("real_preprocess: SKIPPED, MPIPE_SHARED is not set\n");
+        json_decref(root);
+        return;
+    }
+    json_array_foreach(list, i, c)
+    {
+        const char *op = json_string_value(json_object_get(c, "op"));
+        const char *name = json_string_value(json_object_get(c, "file"));
+        const char *file = shared_path("protocol/samples/%s", name);
+
+        if (!strcmp(op, "imrescale"))
+            check_scaled(file, c);
+        else if (!strcmp(op, "kb_crop"))
+            check_views("depth", "crop=kb", file, NULL, c);
+        else if (!strncmp(op, "kb_crop of", 10))
+            check_depth_map(file, c);
+        else if (!strncmp(op, "pose crop", 9))
+            check_person(file, c);
+        else
+            check_resize(file, c);
+    }
+    printf("real_preprocess: %zu cases, exact\n", i);
+    ck_assert_uint_eq(i, 53);
+    json_decref(root);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("protocol");
@@ -322,6 +509,7 @@ int main(void)
     tcase_add_test(t, warp);
     tcase_add_test(t, warp_far_away);
     tcase_add_test(t, segmentation);
+    tcase_add_test(t, real_pictures);
     suite_add_tcase(s, t);
     r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

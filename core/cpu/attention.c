@@ -381,37 +381,6 @@ K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
     new_sum(b, part);
 }
 
-/* 16 x 16 numbers of 32 bits: 4 x 4 blocks, then the blocks. */
-K_TARGET_AVX512 K_INLINE void transpose(__m512 r[16])
-{
-    __m512 t[16];
-
-    UNROLL
-    for (int i = 0; i < 16; i += 4) {
-        __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        __m512 b = _mm512_unpackhi_ps(r[i], r[i + 1]);
-        __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
-        __m512 d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
-
-        t[i] = _mm512_shuffle_ps(a, c, 0x44);
-        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
-        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
-        __m512 b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
-        __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
-        __m512 d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
-
-        r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
-        r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-        r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
-        r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
-    }
-}
-
 K_TARGET_AVX512 static void load_wide(float *to, const void *from,
                                       int64_t row_bytes, int64_t rows,
                                       int64_t units)
@@ -427,7 +396,7 @@ K_TARGET_AVX512 static void load_wide(float *to, const void *from,
                     q + i < rows ? mask : 0,
                     (const char *)from + k_min(q + i, rows - 1) * row_bytes +
                         4 * e);
-            transpose(r);
+            k_transpose(r);
             for (int i = 0; i < k_min(16, units - e); i++)
                 _mm512_storeu_ps(to + (e + i) * WIDE_ROW + q, r[i]);
         }
@@ -466,7 +435,7 @@ K_TARGET_AVX512 static void store_wide(const struct block *b, struct k_out y,
                 r[i] = _mm512_mul_ps(
                     c, _mm512_loadu_ps(b->o + from * WIDE_ROW + q));
             }
-            transpose(r);
+            k_transpose(r);
             for (int i = 0; i < k_min(16, rows - q); i++)
                 put_row(y, at + (q + i) * row + e, r[i], k_min(16, d - e));
         }

@@ -195,14 +195,22 @@ static float *repeat(const float *b, size_t n)
     return out;
 }
 
+/* Ours where it can: oneDNN's takes 1.6 times as long for bf16. */
 static int reorder(struct mp_device *d, void *to, dn_desc want,
                    const void *from, dn_desc plain, struct mp_error *err)
 {
+    struct k_layout blocked, rows;
+    enum mp_dtype type, f32;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t prim = NULL;
     dnnl_memory_t a = NULL, b = NULL;
     dnnl_status_t st;
 
+    if (dn_layout(&blocked, &type, want) && dn_layout(&rows, &f32, plain) &&
+        f32 == MP_F32 && k_can_reorder(&blocked, type, &rows)) {
+        k_reorder((struct k_out){to, type}, &blocked, from, &rows);
+        return 0;
+    }
     st = dnnl_reorder_primitive_desc_create(&pd, plain, d->engine, want,
                                             d->engine, NULL);
     if (st == dnnl_success)
@@ -236,34 +244,61 @@ static void packed_free(struct packed *p)
     free(p);
 }
 
+/* Of a convolution of ours. */
+static int is_ours(enum form form)
+{
+    return form == BLOCK_WEIGHTS || form == WINOGRAD_WEIGHTS;
+}
+
+static size_t bytes_of(const struct packed *k, const struct mp_value *v,
+                       dn_desc want)
+{
+    if (is_ours(k->form))
+        return k_conv_weights(v->dim[0], v->dim[1], v->dim[2] * v->dim[3],
+                              k->form == WINOGRAD_WEIGHTS);
+    if (want)
+        return dnnl_memory_desc_get_size(want);
+    return v->count * (k->form == SPREAD_BIAS ? 4 : 1) * mp_dtype_size(k->type);
+}
+
+/* Rearranged first, for a layout that is still to come; NULL: out of memory. */
+static float *rearrange(const struct packed *k, const struct mp_value *v,
+                        const float *from)
+{
+    return k->form == SPREAD_BIAS ? repeat(from, v->count)
+                                  : turn(from, v->dim, k->form == TAP_WEIGHTS);
+}
+
 static int pack_now(struct packed *k, struct mp_device *d,
                     const struct mp_value *v, const float *from, dn_desc want,
                     dn_desc plain, struct mp_error *err)
 {
-    size_t n = v->count * (k->form == SPREAD_BIAS ? 4 : 1);
     float *formed = NULL;
+    int64_t n;
     int rc = 0;
 
-    if (k->form != AS_GIVEN && k->form != AS_BF16) {
-        formed = k->form == SPREAD_BIAS
-                     ? repeat(from, v->count)
-                     : turn(from, v->dim, k->form == TAP_WEIGHTS);
+    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
+        k->form == TAP_WEIGHTS) {
+        formed = rearrange(k, v, from);
         if (!formed)
             return mp_fail(err, MP_ENOMEM, "out of memory");
         from = formed;
     }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
-    k->bytes =
-        want ? dnnl_memory_desc_get_size(want) : n * mp_dtype_size(k->type);
+    k->bytes = bytes_of(k, v, want);
     k->data = get_memory(k->bytes);
+    n = (int64_t)(k->bytes / mp_dtype_size(k->type));
     if (!k->data)
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
+    else if (is_ours(k->form))
+        k_conv_pack(k->data, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3],
+                    k->form == WINOGRAD_WEIGHTS);
     else if (want)
         rc = reorder(d, k->data, want, from, plain, err);
     else
-        k_copy((struct k_out){k->data, k->type}, (int64_t)n,
-               (struct k_in){from, MP_F32}, (int64_t)n, 1, (int64_t)n);
+        k_copy((struct k_out){k->data, k->type}, n, (struct k_in){from, MP_F32},
+               n, 1, n);
     free(formed);
     return rc;
 }
@@ -408,7 +443,7 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
 
     omp_set_num_threads(plan->device->threads);
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
-        if (plan->cpu[i].prim)
+        if (plan->cpu[i].way)
             rc = cpu_conv_run(plan, i, (char *)(uintptr_t)arena, err);
         else
             cpu_own_run(plan, i, (char *)(uintptr_t)arena);

@@ -12,10 +12,12 @@
 /* How a constant is laid out before it is packed. */
 enum form {
     AS_GIVEN,
-    SPREAD_WEIGHTS, /* C,K,2,2 as 2,2,K,C: one product for four results */
-    SPREAD_BIAS,    /* K repeated four times */
-    TAP_WEIGHTS,    /* K,C,R,S as R,S,K,C: a product for each tap */
-    AS_BF16         /* plain, in that type */
+    SPREAD_WEIGHTS,   /* C,K,2,2 as 2,2,K,C: one product for four results */
+    SPREAD_BIAS,      /* K repeated four times */
+    TAP_WEIGHTS,      /* K,C,R,S as R,S,K,C: a product for each tap */
+    BLOCK_WEIGHTS,    /* K,C,R,S as k_conv_pack does */
+    WINOGRAD_WEIGHTS, /* K,C,3,3 likewise */
+    AS_BF16           /* plain, in that type */
 };
 
 /* A constant in the form that some kernel wants. Kept by the device while a
@@ -46,7 +48,8 @@ struct cpu_step {
     const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
     size_t scratch;                           /* bytes */
     /* convolutions */
-    dnnl_primitive_t prim; /* NULL: a step of own.c */
+    const struct cpu_way *way; /* NULL: a step of own.c */
+    dnnl_primitive_t prim;     /* unless the way is a kernel of ours */
     dnnl_memory_t src, weights, bias, dst, pad;
     int copy_residual;       /* to dst first: the sum is taken there */
     dnnl_primitive_t unpack; /* weights that are no constant */
@@ -54,10 +57,9 @@ struct cpu_step {
     size_t weights_at; /* in scratch: those weights */
     int narrow;        /* f32 pixels into a bf16 network: copied first */
     size_t narrow_at;  /* in scratch: the copy */
-    const struct cpu_way *way;
-    int add_after;    /* the residual and the activation come later */
-    size_t result_at; /* in scratch: what is to be finished or added to */
-    size_t sum_at;    /* in scratch: f32, finished but for those */
+    int add_after;     /* the residual and the activation come later */
+    size_t result_at;  /* in scratch: what is to be finished or added to */
+    size_t sum_at;     /* in scratch: f32, finished but for those */
 };
 
 struct mp_plan {

@@ -8,6 +8,7 @@
 
 #include <string.h>
 #include <dnnl.h>
+#include "cpu/kernels.h"
 
 #if DNNL_VERSION_MAJOR < 3
 typedef const dnnl_memory_desc_t *dn_desc; /* borrowed */
@@ -57,6 +58,75 @@ static inline dnnl_status_t dn_desc_copy(dn_own_desc *d, dn_desc from)
 #else
     return dnnl_memory_desc_clone(d, from);
 #endif
+}
+
+struct dn_blocks {
+    int ndim, blocks;
+    const dnnl_dim_t *dim, *padded, *stride, *axis, *block;
+    dnnl_dim_t offset;
+    dnnl_data_type_t type;
+    dnnl_format_kind_t kind;
+};
+
+#if DNNL_VERSION_MAJOR < 3
+static inline int dn_blocks(struct dn_blocks *l, dn_desc d)
+{
+    const dnnl_blocking_desc_t *b = &d->format_desc.blocking;
+
+    *l = (struct dn_blocks){d->ndims,       b->inner_nblks, d->dims,
+                            d->padded_dims, b->strides,     b->inner_idxs,
+                            b->inner_blks,  d->offset0,     d->data_type,
+                            d->format_kind};
+    return 1;
+}
+#else
+static inline int dn_blocks(struct dn_blocks *l, dn_desc d)
+{
+    const struct {
+        dnnl_query_t what;
+        void *to;
+    } all[] = {{dnnl_query_format_kind, &l->kind},
+               {dnnl_query_ndims_s32, &l->ndim},
+               {dnnl_query_data_type, &l->type},
+               {dnnl_query_submemory_offset_s64, &l->offset},
+               {dnnl_query_dims, &l->dim},
+               {dnnl_query_padded_dims, &l->padded},
+               {dnnl_query_strides, &l->stride},
+               {dnnl_query_inner_nblks_s32, &l->blocks},
+               {dnnl_query_inner_blks, &l->block},
+               {dnnl_query_inner_idxs, &l->axis}};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (dnnl_memory_desc_query(d, all[i].what, all[i].to) != dnnl_success)
+            return 0;
+    return 1;
+}
+#endif
+
+/* The layout of weights of four dimensions, if it is one of blocks and nothing
+ * else. */
+static inline int dn_layout(struct k_layout *l, enum mp_dtype *type, dn_desc d)
+{
+    struct dn_blocks b;
+    size_t size = 4;
+
+    if (!dn_blocks(&b, d) || b.kind != dnnl_blocked || b.ndim != 4 ||
+        b.offset || b.blocks > K_BLOCKS ||
+        (b.type != dnnl_f32 && b.type != dnnl_bf16))
+        return 0;
+    *type = b.type == dnnl_bf16 ? MP_BF16 : MP_F32;
+    size = mp_dtype_size(*type);
+    l->blocks = b.blocks;
+    for (int i = 0; i < b.blocks; i++) {
+        l->axis[i] = (int)b.axis[i];
+        l->block[i] = b.block[i];
+    }
+    for (int i = 0; i < 4; i++) {
+        l->dim[i] = b.dim[i];
+        l->stride[i] = b.stride[i];
+        size *= (size_t)b.padded[i];
+    }
+    return size == dnnl_memory_desc_get_size(d);
 }
 
 static inline dn_desc dn_query(const_dnnl_primitive_desc_t pd, dnnl_query_t q)

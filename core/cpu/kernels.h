@@ -68,6 +68,53 @@ size_t k_attention_scratch(const struct k_attention *a, int threads);
 void k_attention(const struct k_attention *a, void *y, const void *q,
                  const void *k, const void *v, void *scratch);
 
+/* ---- convolutions in f32 ---- */
+
+/* x N,H,W,C -> y N,yh,yw,K; top, left: rows and columns of zeros before x;
+ * after it are as many as yh and yw ask for. */
+struct k_conv {
+    int64_t n, h, w, c;
+    int64_t yh, yw, k;
+    int64_t r, s, stride, top, left;
+    int winograd; /* 3x3 with stride 1: less than half of the products, 16/9 of
+                     the weights */
+    int act;      /* any of enum mp_act */
+};
+
+#define K_MOST_TAPS 64
+
+/* Whether it is fast here: AVX2 or better. */
+int k_has_conv(void);
+/* Weights K,C,R,S as k_conv takes them, 64-byte aligned; size in bytes. R S is
+ * K_MOST_TAPS at most. */
+size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, int winograd);
+void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t r,
+                 int64_t s, int winograd);
+/* y = act(conv + bias + residual); bias K or NULL; residual as y or NULL, in
+ * place of it. */
+size_t k_conv_scratch(const struct k_conv *a, int threads);
+void k_conv(const struct k_conv *a, float *y, const float *x, const float *w,
+            const float *bias, const float *residual, void *scratch);
+
+/* ---- layouts of weights ---- */
+
+#define K_BLOCKS 12
+
+/* Weights K,C,R,S: blocks of K and C, the last one innermost, in strides of
+ * whole blocks. */
+struct k_layout {
+    int64_t dim[4], stride[4]; /* elements */
+    int blocks, axis[K_BLOCKS];
+    int64_t block[K_BLOCKS];
+};
+
+/* From f32 in a plain layout to blocks of type t; what the last blocks have
+ * more than the weights becomes 0. bf16 as k_copy has it. */
+int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
+                  const struct k_layout *from);
+void k_reorder(struct k_out to, const struct k_layout *layout,
+               const float *from, const struct k_layout *plain);
+
 /* ---- norms, then act ---- */
 
 /* x N,HW,C; weight, bias C; in place. act: any of enum mp_act. */

@@ -4,7 +4,7 @@
  * instruction sets and chosen at run time, element types as f32, and the
  * functions of a number that compilers can vectorise.
  *
- * For use by core/cpu/ only. All of it is inline.
+ * For use by core/cpu/, and by others for K_MULTI. All of it is inline.
  */
 #ifndef CPU_SIMD_H
 #define CPU_SIMD_H
@@ -26,6 +26,8 @@ enum k_level { K_GENERIC, K_AVX2, K_AVX512, K_AVX512_BF16 };
 #define K_INLINE static inline __attribute__((always_inline, unused))
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #define K_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define K_TARGET_AVX512                                                        \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
@@ -76,6 +78,37 @@ K_INLINE enum k_level k_level(void)
             name##_generic args;                                               \
     }                                                                          \
     K_INLINE void name##_body params
+
+/* 16 x 16 numbers of 32 bits: 4 x 4 blocks, then the blocks. */
+K_TARGET_AVX512 K_INLINE void k_transpose(__m512 r[16])
+{
+    __m512 t[16];
+
+    _Pragma("GCC unroll 16") for (int i = 0; i < 16; i += 4)
+    {
+        __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        __m512 b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
+        __m512 d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+
+        t[i] = _mm512_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < 4; i++)
+    {
+        __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
+        __m512 b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+        __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
+        __m512 d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+
+        r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+        r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
 
 #else
 

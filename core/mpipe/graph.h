@@ -170,6 +170,10 @@ MP_API mp_node mp_layer_norm_layer(struct mp_graph *g, mp_node x,
 /* Also NAME.running_mean, .running_var; eps 1e-5. */
 MP_API mp_node mp_batch_norm_layer(struct mp_graph *g, mp_node x,
                                    const char *name);
+/* stages times twice the size: transposed convolution NAME.0, batch norm
+ * NAME.1, ReLU; then NAME.3 and NAME.4, NAME.6 and NAME.7, ... */
+MP_API mp_node mp_upsample_layers(struct mp_graph *g, mp_node x,
+                                  const char *name, int stages);
 
 #ifdef __cplusplus
 }

@@ -72,6 +72,11 @@ struct mp_features { /* what the backbone hands to build() */
     int32_t view_h, view_w; /* size of the view, pixels */
 };
 
+/* How well each prompt fits each place: all four maps joined at the size of the
+ * finest, multiplied with the prompts; N x H x W x T. The encoder of the
+ * published depth network: weights encoder.layer1 .. layer4, .out_layer. */
+MP_API mp_node mp_prompt_maps(struct mp_graph *g, const struct mp_features *f);
+
 /* What merge() is to put together. */
 struct mp_merge {
     const struct mp_image *img;

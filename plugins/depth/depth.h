@@ -6,6 +6,7 @@
 #include "mpipe/plugin.h"
 
 enum { SIZE_INPUT, SIZE_NETWORK };
+enum { CROP_NONE, CROP_KB };
 enum { MAP_RAINBOW, MAP_VIRIDIS, MAP_JET, MAP_GRAY };
 
 /* The words of option color_map, in the order of the numbers above. */
@@ -14,6 +15,9 @@ enum { MAP_RAINBOW, MAP_VIRIDIS, MAP_JET, MAP_GRAY };
 struct depth_conf {
     double max_depth;
     int32_t resize_scale;
+    int32_t crop;
+    int32_t windows, faithful;
+    int32_t flip;
     int32_t size;
     int32_t png_scale; /* units per metre; -1: auto */
     int32_t color_map;

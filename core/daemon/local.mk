@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+
+EXTRA_DIST += %reldir%/page.html
+
+if DAEMON
+# All of mpiped but its main, so that tests reach the parts.
+noinst_LTLIBRARIES += %reldir%/libmpiped.la
+%canon_reldir%_libmpiped_la_SOURCES = \
+	%reldir%/config.c %reldir%/config.h \
+	%reldir%/front.c %reldir%/front.h %reldir%/front_impl.h \
+	%reldir%/front_tell.c \
+	%reldir%/http.c %reldir%/http.h \
+	%reldir%/link.c %reldir%/link.h \
+	%reldir%/page.h \
+	%reldir%/protocol.c %reldir%/protocol.h \
+	%reldir%/queue.c %reldir%/queue.h \
+	%reldir%/system.c %reldir%/system.h \
+	%reldir%/worker.c %reldir%/worker.h \
+	%reldir%/zip.c %reldir%/zip.h
+nodist_%canon_reldir%_libmpiped_la_SOURCES = %reldir%/page.c
+%canon_reldir%_libmpiped_la_LIBADD = libmpipe.la $(MICROHTTPD_LIBS) \
+	$(ZLIB_LIBS) $(JANSSON_LIBS)
+
+sbin_PROGRAMS += mpiped
+mpiped_SOURCES = core/mpiped_main.c
+mpiped_LDADD = %reldir%/libmpiped.la libmpipe.la
+
+# The page as a C text.
+CLEANFILES += %reldir%/page.c
+%reldir%/page.c: %reldir%/page.html
+	$(AM_V_GEN)$(MKDIR_P) %reldir% && { \
+	    echo '/* Made from page.html. */'; echo '#include "daemon/page.h"'; \
+	    echo 'const char mp_page[] ='; \
+	    sed -e 's/[\\"]/\\&/g' -e 's/^/"/' -e 's/$$/\\n"/' \
+	        $(srcdir)/%reldir%/page.html; echo ';'; } > $@
+endif

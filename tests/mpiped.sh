@@ -1,0 +1,283 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# mpiped as its users see it: pictures in, results out, the same bytes as mpipe
+# makes; workers that die; signals; what is refused at the start.
+set -u
+srcdir=${srcdir:-.}
+builddir=${builddir:-.}
+mpipe=${MPIPE:-$builddir/mpipe}
+mpiped=${MPIPED:-$builddir/mpiped}
+make_weights=${MAKE_WEIGHTS:-$builddir/tests/make_weights}
+[ -x "$mpiped" ] || { echo "SKIP: mpiped was not built"; exit 77; }
+command -v curl > /dev/null || { echo "SKIP: there is no curl"; exit 77; }
+data=$(cd "$srcdir/tests/data/awkward" && pwd)
+conf=$(cd "$srcdir/conf" && pwd)
+page=$(cd "$srcdir/man" && pwd)/mpipe_http.7
+keys=$(cd "$srcdir/tests/golden/keys" && pwd)
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mpiped.XXXXXX") || exit 99
+pid=
+cleanup() {
+    [ -z "$pid" ] || kill -9 "$pid" 2> /dev/null
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 1' HUP INT TERM
+mkdir "$dir/models"
+"$make_weights" "$keys/tiny_seg.json" "$dir/models/demo-seg.safetensors" &&
+    "$make_weights" "$keys/tiny_depth.json" \
+        "$dir/models/demo-depth.safetensors" || exit 99
+MPIPE_MODEL_PATH=$dir/models
+export MPIPE_MODEL_PATH
+cd "$dir" || exit 99
+: > log
+failures=0
+
+fail() {
+    echo "FAIL: $*"
+    sed 's/^/    /' log
+    failures=$((failures + 1))
+}
+
+# wait_for SECONDS COMMAND...: until it succeeds
+wait_for() {
+    left=$(($1 * 20))
+    shift
+    until "$@" > /dev/null 2>&1; do
+        left=$((left - 1))
+        [ $left -gt 0 ] || return 1
+        sleep 0.05
+    done
+}
+
+get() {
+    curl -sS --max-time 60 --unix-socket s "$@"
+}
+
+# status CODE ARGUMENT...: of curl; the body is in body
+status() {
+    want=$1
+    shift
+    got=$(get -o body -w '%{http_code}' "$@")
+    [ "$got" = "$want" ] || fail "status $got, not $want: $*: $(cat body)"
+}
+
+# says TEXT: the last body or the log does
+says() {
+    grep -q -- "$1" body || fail "does not say \"$1\": $(cat body)"
+}
+logs() {
+    wait_for 10 grep -q -- "$1" log || fail "does not log \"$1\""
+}
+
+is_ready() {
+    get -f http://localhost/v2/health/ready
+}
+
+start() {
+    "$mpiped" -v -c mpiped.ini "$@" 2> log &
+    pid=$!
+    wait_for 60 is_ready || fail "not ready after 60 s"
+}
+
+# stop: SIGTERM, and it ends with 0
+stop() {
+    kill -TERM "$pid"
+    wait "$pid" || fail "status $? after SIGTERM"
+    pid=
+    [ ! -e s ] || fail "the socket is still there"
+}
+
+in_flight() {
+    get http://localhost/metrics | grep -q '^mpipe_in_flight{.*} [1-9]'
+}
+
+worker() {
+    cat "/proc/$pid/task/$pid/children"
+}
+
+cat > mpiped.ini << END
+[http]
+socket = $dir/s
+
+[worker]
+deaths = 3
+
+[pipeline seg]
+file = $conf/seg.ini
+compute.backend = ref
+
+[pipeline depth]
+file = $conf/depth.ini
+compute.backend = ref
+output.formats = png16 color npy
+END
+url=http://localhost/v2/models
+start
+
+# ---- the examples of mpipe_http(7), word for word ----
+
+# .\\" example: CHECK, and a command; its output is in out
+ln -s s mpiped.sock
+cp "$data/rgb8_all_filters.png" desk.jpg
+for run in 'seg seg' 'depth depth' 'seg faint -o upernet.opacity=0.2'; do
+    set -- $run
+    head=$1 out=$2
+    shift 2
+    "$mpipe" -q -c "$conf/$head.ini" -o compute.backend=ref "$@" desk.jpg $out ||
+        fail "mpipe: $run"
+done
+awk '/^\.\\" example: / { sub(/^[^:]*: /, ""); n++; print > n ".check" }
+    /^\.Bd/ { inside = 1; next } /^\.Ed/ { inside = 0 }
+    inside { gsub(/\\e/, "\\"); print > n ".example" }' \
+    "$page"
+for check in [0-9]*.check; do
+    n=${check%.check}
+    sh -e "$n.example" > out 2> err || fail "$(cat "$n.example" err)"
+    sh "$check" || fail "$(cat "$n.example" "$check" out)"
+done
+[ "$(ls [0-9]*.check | wc -l)" = 10 ] || fail "not 10 examples"
+rm -rf seg depth faint
+
+# ---- the same bytes ----
+
+mkdir in
+cp "$data/rgb8_all_filters.png" in/rgb8.png
+cp "$data/exif_orientation_6.jpg" in/turned.jpg
+ok=1
+for head in seg depth; do
+    "$mpipe" -q -c "$conf/$head.ini" -o compute.backend=ref in $head || ok=0
+done
+[ $ok = 1 ] || fail "mpipe"
+for f in in/*; do
+    stem=${f##*/}
+    stem=${stem%.*}
+    for r in seg/$stem.labels.png seg/$stem.overlay.png depth/$stem.png16.png \
+        depth/$stem.color.png depth/$stem.npy.npy; do
+        kind=${r#*"$stem".}
+        status 200 --data-binary @"$f" "$url/${r%%/*}/infer?output=${kind%.*}"
+        cmp body "$r" || fail "$r differs"
+    done
+    status 200 --data-binary @"$f" -H 'Accept: image/png' $url/seg/infer
+    cmp body "seg/$stem.overlay.png" || fail "not the overlay"
+done
+"$mpipe" -q -c "$conf/seg.ini" -o compute.backend=ref -o upernet.opacity=0.9 \
+    in faint
+status 200 --data-binary @in/rgb8.png "$url/seg/infer?opacity=0.9"
+cmp body faint/rgb8.overlay.png || fail "the option makes no difference"
+
+# ---- what is refused ----
+
+status 400 --data-binary nonsense $url/seg/infer
+says '"error":"neither PNG nor JPEG","stage":"read"'
+status 400 --data-binary @in/rgb8.png "$url/seg/infer?opacty=0.9"
+says 'did you mean opacity?'
+status 400 --data-binary @in/rgb8.png "$url/seg/infer?opacity=9"
+says '0..1'
+status 400 --data-binary @in/rgb8.png "$url/seg/infer?output=lables"
+says 'did you mean labels?'
+status 406 --data-binary @in/rgb8.png -H 'Accept: application/json' \
+    $url/seg/infer
+status 400 -X POST $url/seg/infer
+status 404 --data-binary @in/rgb8.png $url/none/infer
+status 404 http://localhost/nowhere
+status 405 -X DELETE $url/seg
+status 404 $url/..%2fseg
+
+# ---- a worker that dies ----
+
+before=$(worker)
+kill -9 $before
+logs 'killed by signal 9'
+status 200 --data-binary @in/rgb8.png $url/seg/infer
+[ "$(worker)" != "$before" ] || fail "the same worker"
+for n in 1 2 3; do
+    wait_for 60 get -f $url/seg/ready || fail "seg is not ready for death $n"
+    wait_for 60 get -f $url/depth/ready
+    kill -STOP $(worker)
+    get -o body -w '%{http_code}' --data-binary @in/rgb8.png \
+        $url/seg/infer > got &
+    client=$!
+    wait_for 10 in_flight
+    kill -9 $(worker)
+    wait $client
+    [ "$(cat got)" = 500 ] || fail "status $(cat got) of a request that died"
+    says 'killed by signal 9'
+done
+status 503 --data-binary @in/rgb8.png $url/seg/infer
+says 'died 3 times in 60 s'
+wait_for 60 get -f $url/depth/ready
+status 200 --data-binary @in/rgb8.png $url/depth/infer
+status 200 -X POST http://localhost/v2/repository/index
+says '"name":"seg","version":"1","state":"UNAVAILABLE","reason":"its worker'
+status 200 -X POST http://localhost/v2/repository/models/seg/load
+status 200 --data-binary @in/rgb8.png $url/seg/infer
+
+# ---- signals ----
+
+cp mpiped.ini good.ini
+printf '[http]\nno such line\n' >> mpiped.ini
+kill -HUP "$pid"
+logs 'stays as it was'
+status 200 --data-binary @in/rgb8.png $url/seg/infer
+sed -e 's/^\[pipeline depth\]/[pipeline deep]/' good.ini > mpiped.ini
+kill -HUP "$pid"
+logs 'read again'
+wait_for 60 get -f $url/deep/ready || fail "deep is not ready"
+status 404 $url/depth
+status 200 --data-binary @in/rgb8.png $url/deep/infer
+cp good.ini mpiped.ini
+kill -STOP $(worker)
+get -o body -w '%{http_code}' --data-binary @in/rgb8.png $url/seg/infer > got &
+client=$!
+wait_for 10 in_flight
+kill -TERM "$pid"
+logs ending
+kill -CONT $(worker)
+wait $client
+[ "$(cat got)" = 200 ] || fail "status $(cat got) of what was under way"
+wait "$pid" || fail "status $? after SIGTERM"
+pid=
+[ ! -e s ] || fail "the socket is still there"
+
+# ---- what is refused at the start ----
+
+# refused TEXT ARGUMENT...: mpiped ends with 2 and says so
+refused() {
+    want=$1
+    shift
+    "$mpiped" -c mpiped.ini "$@" 2> log
+    got=$?
+    [ $got = 2 ] || fail "status $got, not 2: $*"
+    grep -q "^mpipe: .*$want" log || fail "does not say \"$want\": $*"
+}
+refused 'beyond loopback' -o http.listen=0.0.0.0:0
+refused 'ADDRESS:PORT' -o http.listen=localhost
+refused 'ADDRESS:PORT' -o http.listen=127.0.0.1:99999
+refused '1 to 107 bytes' -o "http.socket=/$(printf '%0107d' 0)"
+refused 'octal' -o http.mode=rw
+refused 'there is none' -o http.group=no.such.group
+refused 'both none' -o http.socket=none
+refused 'did you mean connections?' -o limits.conections=3
+echo secret > token
+chmod 600 token
+refused '16 to 1024' -o http.token_file=token
+chmod 644 token
+refused 'others must not read it' -o http.token_file=token
+printf '[pipeline a/b]\nfile = x\n' > bad.ini
+refused "a pipeline's name" -c bad.ini
+printf '[pipeline a]\nfile = x.ini\n' > bad.ini
+refused 'x.ini cannot be read' -c bad.ini
+start
+refused 'another mpiped listens there'
+kill -9 "$pid"
+wait "$pid" 2> /dev/null
+[ -S s ] || fail "no stale socket to try with"
+start
+stop
+
+[ $failures = 0 ] || {
+    echo "mpiped: $failures failures"
+    exit 1
+}
+echo "mpiped: all as it should be"

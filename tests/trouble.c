@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/* trouble.c - a head that does what no head should, when it is told to. Its
+ * network is small: it shows the latents of 16 x 16 pixels. */
+#include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+#include "mpipe/plugin.h"
+
+struct conf {
+    int32_t fault, place;
+    double seconds;
+};
+
+enum { NONE, SEGFAULT, ABORT, EXIT, FPE, SPIN, SLEEP, FAIL };
+enum { VIEWS, DECODE };
+
+static const struct mp_option options[] = {
+    {"fault", MP_OPT_CHOICE, offsetof(struct conf, fault), "none", 0, 0,
+     "none segfault abort exit fpe spin sleep fail", NULL, "What to do"},
+    {"place", MP_OPT_CHOICE, offsetof(struct conf, place), "views", 0, 0,
+     "views decode", NULL, "Where"},
+    {"seconds", MP_OPT_FLOAT, offsetof(struct conf, seconds), "0.2", 0, 60,
+     NULL, "s", "How long to sleep"},
+    {0}};
+
+static int misbehave(const struct conf *c, int place, struct mp_error *err)
+{
+    volatile int zero = 0;
+
+    if (c->place != place)
+        return 0;
+    switch (c->fault) {
+    case SEGFAULT:
+        raise(SIGSEGV);
+        break;
+    case ABORT:
+        abort();
+    case EXIT:
+        exit(7);
+    case FPE:
+        raise(SIGFPE);
+        break;
+    case SPIN:
+        while (!zero)
+            ;
+        break;
+    case SLEEP:
+        nanosleep(
+            &(struct timespec){(time_t)c->seconds,
+                               (long)((c->seconds - (int)c->seconds) * 1e9)},
+            NULL);
+        break;
+    case FAIL:
+        return mp_fail(err, MP_EINVAL,
+                       "/a/folder/file.bin: as it was told, of (/etc/x)");
+    default:
+        break;
+    }
+    return 0;
+}
+
+static long views(const void *conf, const struct mp_image *img,
+                  struct mp_view *view, size_t cap, struct mp_error *err)
+{
+    int rc = misbehave(conf, VIEWS, err);
+
+    (void)img;
+    if (cap)
+        *view =
+            (struct mp_view){.scaled_w = 16, .scaled_h = 16, .w = 16, .h = 16};
+    return rc ? rc : 1;
+}
+
+static mp_node input(const void *conf, struct mp_graph *g, mp_node pixels)
+{
+    (void)conf;
+    return mp_add(g, mp_mul(g, pixels, mp_scalar(g, 2.0f / 255)),
+                  mp_scalar(g, -1));
+}
+
+static mp_node build(const void *conf, struct mp_graph *g,
+                     const struct mp_features *f)
+{
+    (void)conf;
+    (void)g;
+    return f->latents;
+}
+
+static int decode(const void *conf, const struct mp_image *img,
+                  const struct mp_tensor *result, size_t n,
+                  struct mp_sink *sink, struct mp_error *err)
+{
+    int rc = misbehave(conf, DECODE, err);
+
+    (void)n;
+    if (!rc)
+        rc = mp_sink_npy(sink, "latents", result, err);
+    return rc ? rc : mp_sink_json(sink, "id", img->id, err);
+}
+
+MP_PLUGIN(trouble) = {.abi = MP_PLUGIN_ABI,
+                      .size = sizeof(struct mp_plugin),
+                      .name = "trouble",
+                      .summary = "misbehaves when it is told to",
+                      .formats = "latents id",
+                      .uses_boxes = 1,
+                      .options = options,
+                      .conf_size = sizeof(struct conf),
+                      .views = views,
+                      .input = input,
+                      .build = build,
+                      .decode = decode};
