@@ -131,7 +131,7 @@ if [ $rc != 0 ] && [ $dry = 0 ]; then
     exit 77
 fi
 if [ $dry = 1 ]; then
-    grep -q 'cuda: NVIDIA GPUs' "$work/inspect" || {
+    grep -q '^cuda: NVIDIA GPUs' "$work/inspect" || {
         echo "gpu.sh: the module does not load" >&2
         exit 1
     }

@@ -449,11 +449,11 @@ static int run_measured(struct mp_plan *plan, mp_addr arena, double *seconds,
 static int record(struct mp_plan *plan, mp_addr arena, struct mp_error *err)
 {
     struct gpu *g = plan->device->gpu;
-    struct gpu_graph *was = plan->graph;
-    int rc = gpu_record(g, err), rc2;
+    int rc, rc2;
 
+    gpu_graph_free(plan->graph);
     plan->graph = NULL;
-    gpu_graph_free(was);
+    rc = gpu_record(g, err);
     if (rc)
         return rc;
     rc = run_steps(plan, arena, 0, err);

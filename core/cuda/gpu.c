@@ -12,7 +12,7 @@
 #define LEAST_MAJOR 8
 
 /* Kernels as machine code for several GPUs, made by nvcc.sh. */
-extern const unsigned char cuda_attention[], cuda_conv[], cuda_norm[],
+extern const unsigned long long cuda_attention[], cuda_conv[], cuda_norm[],
     cuda_pointwise[];
 
 struct driver_calls cu;
@@ -164,8 +164,8 @@ int gpu_info(int index, struct mp_device_info *out, struct mp_error *err)
 /* Every kernel, and leave to use all the shared memory that there is. */
 static int load_kernels(struct gpu *g, struct mp_error *err)
 {
-    static const unsigned char *const image[] = {cuda_attention, cuda_conv,
-                                                 cuda_norm, cuda_pointwise};
+    static const unsigned long long *const image[] = {
+        cuda_attention, cuda_conv, cuda_norm, cuda_pointwise};
 #define X(name, arg) #name,
     static const char *const name[] = {GPU_KERNELS(X)};
 #undef X
@@ -315,10 +315,13 @@ int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
                    bytes, what, left, all);
 }
 
+/* After all that was started: it may still be at work there. */
 void gpu_free(struct gpu *g, mp_addr a)
 {
-    if (a && !gpu_enter(g, NULL))
-        cu.cuMemFree_v2(a);
+    if (!a || gpu_enter(g, NULL))
+        return;
+    cu.cuStreamSynchronize(g->stream);
+    cu.cuMemFree_v2(a);
 }
 
 int gpu_wait(struct gpu *g, struct mp_error *err)

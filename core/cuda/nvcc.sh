@@ -24,5 +24,5 @@ awk '/Compiling entry/ { gsub("\047", ""); kernel = $7 " " $9 }
     /Used/ { for (i = 1; i < NF; i++) if ($i == "Used") n = $(i + 1)
         print "  " kernel ": " n " registers, no spills" }' "$log" > "$log.tmp"
 mv "$log.tmp" "$log"
-"$BIN2C" --const --name "cuda_$name" "$binary" > "$image.tmp"
+"$BIN2C" --const --type longlong --name "cuda_$name" "$binary" > "$image.tmp"
 mv "$image.tmp" "$image"
