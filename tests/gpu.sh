@@ -145,8 +145,8 @@ fi
 try "ops" "$ops"
 try "networks against goldens" "$net"
 # Our kernels alone: what else happens only where a library has no way.
-MPIPE_CUDA_LIBRARIES=no try "ops without libraries" "$ops"
-MPIPE_CUDA_LIBRARIES=no try "networks without libraries" "$net"
+try "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
+try "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
 
 # ---- the program ----
 
@@ -172,10 +172,13 @@ if run again seg -o compute.precision=bf16; then
     try "the same run twice, bytes" same seg-bf16 again
 fi
 for batch in 1 3; do
-    MPIPE_CUDA_LIBRARIES=no run "own$batch" seg -o compute.batch=$batch ||
-        note FAILED "batch $batch" "status $?"
     run "lib$batch" seg -o compute.batch=$batch ||
         note FAILED "batch $batch, libraries" "status $?"
+    MPIPE_CUDA_LIBRARIES=no
+    export MPIPE_CUDA_LIBRARIES
+    run "own$batch" seg -o compute.batch=$batch ||
+        note FAILED "batch $batch" "status $?"
+    unset MPIPE_CUDA_LIBRARIES
 done
 try "bytes for any batch, own kernels" same own1 own3
 # Libraries may choose another way for another batch: told, not failed.
@@ -189,14 +192,14 @@ fi
 
 sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer)}
 if [ -n "$sanitizer" ]; then
-    # Our kernels; a few cases of each: it is a hundred times slower.
-    MPIPE_CUDA_LIBRARIES=no
-    export MPIPE_CUDA_LIBRARIES
+    # Our kernels; those of f32 and those of 16 bits.
     for tool in memcheck racecheck initcheck synccheck; do
-        try "compute-sanitizer $tool" "$sanitizer" --tool $tool \
-            --error-exitcode 9 "$ops"
+        for kind in fp32 bf16_inside; do
+            try "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
+                MPIPE_CUDA_LIBRARIES=no "$sanitizer" --tool $tool \
+                --error-exitcode 9 "$ops"
+        done
     done
-    unset MPIPE_CUDA_LIBRARIES
 else
     note SKIPPED "compute-sanitizer" "not found"
 fi

@@ -961,22 +961,29 @@ START_TEST(every_op)
 }
 END_TEST
 
+/* A case of Check each, so that CK_RUN_CASE can choose. */
+static void add(Suite *s, const char *name, const TTest *test, int n)
+{
+    TCase *t = tcase_create(name);
+
+    tcase_set_timeout(t, 60);
+    tcase_add_loop_test(t, test, 0, n);
+    suite_add_tcase(s, t);
+}
+
 int main(void)
 {
     Suite *s = suite_create("ops");
-    TCase *t = tcase_create("ops");
     SRunner *r = srunner_create(s);
     int failed;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
-    tcase_set_timeout(t, 60);
-    tcase_add_test(t, every_op);
-    tcase_add_loop_test(t, fp32, 0, NCASE);
-    tcase_add_loop_test(t, bf16, 0, NCASE);
-    tcase_add_loop_test(t, bf16_inside, 0, NCASE);
-    tcase_add_loop_test(t, fp16_inside, 0, NCASE);
-    tcase_add_loop_test(t, threads, 0, NCASE);
-    suite_add_tcase(s, t);
+    add(s, "every_op", every_op, 1);
+    add(s, "fp32", fp32, NCASE);
+    add(s, "bf16", bf16, NCASE);
+    add(s, "bf16_inside", bf16_inside, NCASE);
+    add(s, "fp16_inside", fp16_inside, NCASE);
+    add(s, "threads", threads, NCASE);
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);
     srunner_free(r);

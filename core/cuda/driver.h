@@ -122,6 +122,7 @@ struct gpu {
     cublasLtHandle_t lt_handle;
     cudnnHandle_t dnn_handle;
     struct mp_error why_no_lt, why_no_dnn;
+    struct lib_plan *plans;
     /* In tests: a device that is described to cuDNN and not there; plans are
      * made for it, and cannot run. */
     cudnnBackendDescriptor_t described;

@@ -14,6 +14,10 @@ struct lib_plan {
     int (*run)(struct lib_plan *p, const struct lib_data *d,
                struct mp_error *err);
     void (*free)(struct lib_plan *p);
+    /* lib.c's: what it is for, and who has it */
+    struct lib_conv conv;
+    size_t users;
+    struct lib_plan *next;
 };
 
 /* As lib_plan_new; lt for products of matrices, dnn for the rest. */
