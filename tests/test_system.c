@@ -228,7 +228,7 @@ START_TEST(given)
         a.sin_addr.s_addr = 0; /* any */
     ck_assert_int_eq(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
     ck_assert_int_eq(listen(fd, 1), 0);
-    ck_assert_int_eq(dup2(fd, 3), 3);
+    dup2(fd, 3); /* no check until its own is back */
     snprintf(pid, sizeof pid, "%ld", (long)(_i == 2 ? 1 : getpid()));
     setenv("LISTEN_PID", pid, 1);
     setenv("LISTEN_FDS", "1", 1);
@@ -236,7 +236,7 @@ START_TEST(given)
     fd = l.fd[0];
     if (_i != 2)
         l.n = 0;
-    ck_assert_int_eq(dup2(check, 3), 3);
+    dup2(check, 3);
     ck_assert_msg(rc == want, "%s", err.text);
     ck_assert_int_eq(fd == 3, _i != 2);
     ck_assert_ptr_null(getenv("LISTEN_FDS"));
