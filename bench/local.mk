@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 
 EXTRA_DIST += \
+	%reldir%/RESULTS.md \
 	%reldir%/bench.sh \
+	%reldir%/gpu.sh \
 	%reldir%/peer.py \
 	%reldir%/peer_net.py
 

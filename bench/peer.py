@@ -12,6 +12,10 @@ Every PyTorch variant runs in a process of its own, is warmed up by one
 picture, and takes turns with mpipe, so that a change of the machine's load
 hits all of them. All variants stay in memory: choose fewer if that is scarce.
 
+With --device cuda both work there: mpipe with compute.backend=cuda, PyTorch
+with the pictures put to and the results got from the device inside the time.
+The times of its parts are not told then: they would need waits in between.
+
 Variants: contiguous, channels_last, compile (channels last and
 torch.compile with frozen weights; needs a C++ compiler).
 Needs torch >= 2.1, numpy and safetensors; mpipe itself needs none of them.
@@ -53,7 +57,19 @@ def prepare(model, variant):
     return model
 
 
+def timed_on_gpu(model, u8):
+    import torch
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    model(u8.cuda(), lambda name, x: x).cpu()
+    nan = float("nan")
+    return {"s": (time.perf_counter() - start) / len(u8), "cpu": nan,
+            "vae": nan, "unet": nan, "head": nan, "post": nan}
+
+
 def timed(model, u8):
+    if next(model.parameters()).is_cuda:
+        return timed_on_gpu(model, u8)
     marks = [("start", time.perf_counter())]
 
     def note(name, x):
@@ -65,7 +81,7 @@ def timed(model, u8):
     cpu = time.process_time() - cpu
     at = dict(marks)
     steps = [at[f"step{i}.out3"] for i in range(1, model.steps + 1)]
-    return {"s": at["result"] - at["start"], "cpu": cpu,
+    return {"s": (at["result"] - at["start"]) / len(u8), "cpu": cpu,
             "vae": at["latents"] - at["start"],
             "unet": (steps[-1] - at["latents"]) / len(steps),
             "head": at["logits"] - steps[-1],
@@ -81,9 +97,11 @@ def work(a):
 
     torch.set_num_threads(a.threads)
     start = time.perf_counter()
-    model = prepare(load(a.checkpoint, a.task, a.dtype, a.load), a.worker)
+    model = load(a.checkpoint, a.task, a.dtype, a.load).to(a.device)
+    model = prepare(model, a.worker)
     loaded = time.perf_counter()
-    u8 = torch.from_numpy(picture(*a.size, 0))[None]
+    u8 = torch.from_numpy(np.stack([picture(*a.size, i)
+                                    for i in range(a.batch)]))
     with torch.inference_mode():
         timed(model, u8)
         answer({"load": loaded - start, "warm": time.perf_counter() - loaded,
@@ -109,7 +127,7 @@ class Variant:
         cmd = [sys.executable, __file__, "--worker", name, "--load", how,
                "--checkpoint", a.checkpoint, "--task", a.task,
                "--dtype", a.dtype, "--threads", str(a.threads),
-               "--size", "%dx%d" % tuple(a.size)]
+               "--device", a.device, "--batch", str(a.batch), "--size", "%dx%d" % tuple(a.size)]
         self.process = subprocess.Popen(cmd, stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, env=limits(a))
         self.name, self.runs = name, []
@@ -149,6 +167,8 @@ def mpipe_run(a, pictures):
         cmd = [a.mpipe, "-q", "-c", a.config,
                "-o", f"compute.precision={a.dtype}",
                "-o", f"compute.threads={a.threads}",
+               "-o", f"compute.backend={a.device}",
+               "-o", f"compute.batch={a.batch}",
                "-o", f"model.checkpoint={os.path.abspath(a.checkpoint)}"]
         for o in a.option:
             cmd += ["-o", o]
@@ -198,12 +218,12 @@ def mapped_rss_gb(a, name):
 
 
 def spread(seconds):
-    return (f"{statistics.median(seconds):7.2f} "
+    return (f"{statistics.median(seconds):7.3f} "
             f"({min(seconds):6.2f} ..{max(seconds):7.2f})")
 
 
 def compare(a, pictures):
-    for i in range(3):  # of which mpipe tells the median
+    for i in range(3 * a.batch):  # of which mpipe tells the median
         write_png(os.path.join(pictures, f"{i}.png"), picture(*a.size, i))
     load_before = os.getloadavg()[0]
     variants = [Variant(a, name, "usual") for name in a.variants]
@@ -217,7 +237,8 @@ def compare(a, pictures):
             v.run()
     for v in variants:
         v.close()
-    print(f"torch {variants[0].start['torch']}, {a.threads} threads,"
+    print(f"torch {variants[0].start['torch']}, {a.device}, batch {a.batch},"
+          f" {a.threads} threads,"
           f" {a.dtype}, {a.size[0]}x{a.size[1]}, {a.runs} runs, load average"
           f" before, now: {load_before:.1f}, {os.getloadavg()[0]:.1f}")
     print(" " * 15 + "median s (min .. max)     ratio |  cpu s    vae  unet "
@@ -246,7 +267,10 @@ def arguments():
     p.add_argument("--checkpoint", required=True, help="safetensors file")
     p.add_argument("--task", choices=("seg", "depth"), default="seg")
     p.add_argument("--size", type=size, default=[512, 512], metavar="HxW")
-    p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    p.add_argument("--dtype", choices=("fp32", "bf16", "fp16"),
+                   default="fp32")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--batch", type=int, default=1, help="pictures at a time")
     p.add_argument("--variants", type=lambda s: s.split(","), metavar="A,B",
                    default=list(VARIANTS), help="of " + ", ".join(VARIANTS))
     p.add_argument("--runs", type=int, default=5)

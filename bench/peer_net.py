@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 MULTIPLIERS = (1, 2, 4, 4)  # channels per level, UNet and VAE alike
 UNET_HEADS = 8
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16,
+          "fp16": torch.float16}
 
 
 def bilinear(x, size):

@@ -49,9 +49,11 @@ static int pick_type(struct mp_opened *o, enum mp_precision precision,
 }
 
 static int open_one(struct mp_opened *o, const char *name, int index,
-                    int threads, struct mp_error *err)
+                    enum mp_precision precision, int threads,
+                    struct mp_error *err)
 {
-    struct mp_device_conf conf = {.index = index, .threads = threads};
+    struct mp_device_conf conf = {
+        .index = index, .threads = threads, .tf32 = precision == MP_PREC_TF32};
     int n, rc = mp_backend_find(&o->backend, name, err);
 
     if (rc)
@@ -78,12 +80,12 @@ int mp_device_open(struct mp_opened *o, const char *name,
     if (strcmp(name, "auto")) {
         rc = split(base, &index, name, err);
         if (!rc)
-            rc = open_one(o, base, index, threads, err);
+            rc = open_one(o, base, index, precision, threads, err);
     } else {
-        rc = open_one(o, "cuda", 0, threads, &why);
+        rc = open_one(o, "cuda", 0, precision, threads, &why);
         if (rc) {
             mp_log(MP_LOG_INFO, "device", "not on a GPU: %s", why.text);
-            rc = open_one(o, "cpu", 0, threads, err);
+            rc = open_one(o, "cpu", 0, precision, threads, err);
         }
     }
     if (!rc)

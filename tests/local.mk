@@ -24,6 +24,7 @@ unit_tests = \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
+	%reldir%/cuda.sh \
 	%reldir%/depth.sh \
 	%reldir%/eval.sh \
 	%reldir%/inspect.sh \
@@ -75,6 +76,36 @@ noinst_LTLIBRARIES += %reldir%/libhelp.la
 	%reldir%/golden.c %reldir%/golden.h \
 	%reldir%/make_weights.c %reldir%/make_weights.h
 
+# The CUDA backend without a GPU: its kernels as C++, its host code as it is.
+if HAVE_CXX
+check_LTLIBRARIES += %reldir%/sim/gpusim.la
+endif
+%canon_reldir%_sim_gpusim_la_SOURCES = $(cuda_host) \
+	%reldir%/sim/gpusim.cc \
+	%reldir%/sim/module.c \
+	%reldir%/sim/sim.cc %reldir%/sim/sim.h
+%canon_reldir%_sim_gpusim_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(srcdir)/%reldir%/sim
+%canon_reldir%_sim_gpusim_la_CXXFLAGS = $(AM_CXXFLAGS) -O2 -ffp-contract=off
+# -rpath: a check_ library is static otherwise.
+%canon_reldir%_sim_gpusim_la_LDFLAGS = $(head_ldflags) -rpath /nowhere
+%canon_reldir%_sim_gpusim_la_LIBADD = libmpipe.la
+
+# A driver that has nothing to offer, for how the module refuses.
+if HAVE_CUDA
+check_LTLIBRARIES += %reldir%/sim/libcuda.la
+check_PROGRAMS += %reldir%/cudnn_plans
+TESTS += %reldir%/cudnn_plans
+endif
+%canon_reldir%_cudnn_plans_SOURCES = %reldir%/cudnn_plans.c \
+	core/cuda/lib_cudnn.c core/cuda/lib.h
+%canon_reldir%_cudnn_plans_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS) \
+	-DMP_CUDA_LIBDIR='"$(CUDA_LIBDIR)"'
+%canon_reldir%_cudnn_plans_LDADD = libmpipe.la
+%canon_reldir%_sim_libcuda_la_SOURCES = %reldir%/sim/libcuda.c
+%canon_reldir%_sim_libcuda_la_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS)
+%canon_reldir%_sim_libcuda_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version \
+	-shared -rpath /nowhere
+
 TESTS += $(shell_tests)
 if HAVE_CHECK
 check_PROGRAMS += $(unit_tests) $(daemon_tests)
@@ -87,7 +118,8 @@ endif
 TEST_EXTENSIONS = .sh
 SH_LOG_COMPILER = $(SHELL)
 AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled); \
-	export builddir MPIPE_PLUGIN_PATH MPIPE_DATA_PATH MPIPE_MODEL_PATH;
+	export builddir MPIPE_PLUGIN_PATH MPIPE_BACKEND_PATH \
+	MPIPE_DATA_PATH MPIPE_MODEL_PATH;
 
 # Checkpoints of made-up numbers for the demo, from the tests' key lists.
 noinst_PROGRAMS += %reldir%/make_weights
@@ -116,6 +148,7 @@ demo-weights: $(demo_weights)
 
 EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
+	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
 	%reldir%/pose_reference.py \
 	%reldir%/data \

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 1
+#define MP_BACKEND_ABI 2
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -137,6 +137,7 @@ struct mp_device_info {
 struct mp_device_conf {
     int32_t index;   /* which device of the backend, from 0 */
     int32_t threads; /* CPU: 0 is all the process may use */
+    int32_t tf32;    /* GPU: products of f32 may be rounded to TF32 first */
 };
 
 struct mp_backend {
@@ -153,7 +154,7 @@ struct mp_backend {
     /* How "auto" keeps activations on this device: what is fastest and changes
      * the results little (labels of 1 % of the pixels at most); and whether it
      * can keep them as t at all (0 or MP_ENOTSUP with the reason). TF32 is
-     * asked for as MP_F32 with tf32 set by the device's own means. */
+     * MP_F32 on a device opened with tf32. */
     enum mp_dtype (*best)(const struct mp_device *d);
     int (*supports)(const struct mp_device *d, enum mp_dtype t,
                     struct mp_error *err);

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * attention.cu - softmax(q k^T scale) v without the T x S matrix in memory.
+ * The softmax is taken on the way: what was summed so far is scaled down
+ * whenever a larger product turns up.
+ */
+#include "cuda/prelude.cuh"
+
+/* ---- f32, any head width: a warp each query ---- */
+
+/* Lanes are keys while q k^T is taken, and channels while the result is: the
+ * probabilities go from lane to lane. Wider heads than ACROSS lanes of this
+ * many channels take several rounds, each with its own products. */
+#define ACROSS 16
+
+static DEV void do_attention(const g_attention &a)
+{
+    DYNAMIC_SHARED(float, queries);
+    uint32_t row = blockIdx.x * GPU_ROWS + threadIdx.x / 32;
+    uint32_t lane = threadIdx.x % 32, c = a.heads * a.d;
+    uint32_t at = (blockIdx.z * a.t + row) * c + blockIdx.y * a.d;
+    uint32_t kv = blockIdx.z * a.kv_batch + blockIdx.y * a.d;
+    float *q = queries + threadIdx.x / 32 * a.d;
+
+    if (row >= a.t)
+        return;
+    for (uint32_t e = lane; e < a.d; e += 32) {
+        float v;
+
+        load<1>(&v, a.q, at + e);
+        q[e] = v;
+    }
+    __syncwarp();
+    for (uint32_t base = 0; base < a.d; base += 32 * ACROSS) {
+        float most = -INFINITY, total = 0, y[ACROSS] = {};
+
+        for (uint32_t j0 = 0; j0 < a.s; j0 += 32) {
+            uint32_t keys = a.s - j0 < 32 ? a.s - j0 : 32;
+            float dot = 0, p, was = most, v;
+
+            for (uint32_t e = 0; e < a.d && lane < keys; e++) {
+                load<1>(&v, a.k, kv + (j0 + lane) * c + e);
+                dot += q[e] * v;
+            }
+            dot = lane < keys ? dot * a.scale : -INFINITY;
+            most = fmaxf(most, warp_max(dot));
+            p = expf(dot - most);
+            was = expf(was - most);
+            total = total * was + warp_sum(p);
+#pragma unroll
+            for (int i = 0; i < ACROSS; i++)
+                y[i] *= was;
+            for (uint32_t j = 0; j < keys; j++) {
+                float pj = __shfl_sync(ALL_LANES, p, j);
+
+#pragma unroll
+                for (int i = 0; i < ACROSS; i++) {
+                    uint32_t e = base + i * 32 + lane;
+
+                    if (e < a.d) {
+                        load<1>(&v, a.v, kv + (j0 + j) * c + e);
+                        y[i] += pj * v;
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < ACROSS; i++) {
+            uint32_t e = base + i * 32 + lane;
+            float v = y[i] / total;
+
+            if (e < a.d)
+                store<1>(a.y, at + e, &v);
+        }
+    }
+}
+
+/* ---- 16 bits: flash attention on tensor cores ---- */
+
+/* A block of 4 warps takes 64 queries of a head, a warp 16 of them, KEYS keys
+ * at a time. D is the head width, DV the part of it that this block computes
+ * of the result, both rounded up to 16; what they are too wide is zeros. Rows
+ * in shared memory are 8 elements longer than D (DV): then the eight rows
+ * that an ldmatrix reads lie in different banks. Queries stay in registers
+ * where they fit (WIDE: they do not).
+ *
+ * Keys and values are copied one tile ahead: k of the next tile while this
+ * tile's v is used, v while its k is. */
+template <class T, int D, int DV, int KEYS, bool WIDE>
+static DEV void do_flash(const g_attention &a)
+{
+    constexpr int KROW = D + 8, VROW = DV + 8, NK = KEYS / 8, NV = DV / 8;
+    DYNAMIC_SHARED(uint16_t, tile_k);
+    uint16_t *tile_v = tile_k + KEYS * KROW, *tile_q = tile_v + KEYS * VROW;
+    uint32_t slices = (a.d + DV - 1) / DV, head = blockIdx.y / slices;
+    uint32_t slice = blockIdx.y % slices * DV, c = a.heads * a.d;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t q0 = blockIdx.x * GPU_FLASH_QUERIES;
+    uint32_t kv = blockIdx.z * a.kv_batch + head * a.d;
+    uint32_t qy = blockIdx.z * a.t * c + head * a.d;
+    const uint16_t *qp = (const uint16_t *)a.q.p + qy;
+    const uint16_t *kp = (const uint16_t *)a.k.p + kv;
+    const uint16_t *vp = (const uint16_t *)a.v.p + kv + slice;
+    /* exp2 takes one instruction; its argument is scaled by log2 e. */
+    float scale = a.scale * 1.44269504f;
+    float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    float y[NV][4] = {};
+    uint32_t fq[WIDE ? 1 : D / 16][4];
+
+    /* Rows of `width` channels, of which `have` are there. */
+    auto fetch = [&](uint16_t *to, const uint16_t *from, uint32_t first,
+                     uint32_t last, uint32_t rows, uint32_t width,
+                     uint32_t have) {
+        for (uint32_t i = threadIdx.x; i < rows * (width / 8);
+             i += blockDim.x) {
+            uint32_t row = i / (width / 8), e = i % (width / 8) * 8;
+            bool there = first + row < last && e < have;
+
+            copy_async(to + row * (width + 8) + e,
+                       from + (there ? (first + row) * c + e : 0), there);
+        }
+        copy_commit();
+    };
+    auto load_q = [&](uint32_t *f, int k) {
+        const uint16_t *tile = WIDE ? tile_q : tile_k;
+
+        ldmatrix(f, tile + (warp * 16 + lane % 16) * KROW + k * 16 +
+                        lane / 16 * 8);
+    };
+
+    fetch(WIDE ? tile_q : tile_k, qp, q0, a.t, GPU_FLASH_QUERIES, D, a.d);
+    if (!WIDE) { /* through the place of the keys */
+        copy_wait<0>();
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < D / 16; k++)
+            load_q(fq[WIDE ? 0 : k], k);
+        __syncthreads();
+    }
+    fetch(tile_k, kp, 0, a.s, KEYS, D, a.d);
+    for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
+        float p[NK][4] = {};
+
+        fetch(tile_v, vp, j0, a.s, KEYS, DV, a.d - slice);
+        copy_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            if (WIDE)
+                load_q(fq[0], k);
+#pragma unroll
+            for (int n = 0; n < NK / 2; n++) {
+                uint32_t fk[4];
+
+                ldmatrix(fk, tile_k +
+                                 (n * 16 + lane / 16 * 8 + lane % 8) * KROW +
+                                 k * 16 + lane / 8 % 2 * 8);
+                T::mma(p[2 * n], fq[WIDE ? 0 : k], fk);
+                T::mma(p[2 * n + 1], fq[WIDE ? 0 : k], fk + 2);
+            }
+        }
+        __syncthreads();
+        if (j0 + KEYS < a.s)
+            fetch(tile_k, kp, j0 + KEYS, a.s, KEYS, D, a.d);
+        else
+            copy_commit(); /* so that the count below is right */
+            /* This thread holds parts of rows lane / 4 (h = 0) and 8 further;
+             * four lanes share a row. */
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float now = most[h], sum = 0, was;
+
+#pragma unroll
+            for (int n = 0; n < 2 * NK; n++) {
+                float *v = &p[n / 2][2 * h + n % 2];
+                uint32_t key = j0 + n / 2 * 8 + lane % 4 * 2 + n % 2;
+
+                *v = key < a.s ? *v * scale : -INFINITY;
+                now = fmaxf(now, *v);
+            }
+            now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
+            now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
+            was = exp2f(most[h] - now);
+            most[h] = now;
+#pragma unroll
+            for (int n = 0; n < 2 * NK; n++) {
+                float *v = &p[n / 2][2 * h + n % 2];
+
+                *v = exp2f(*v - now);
+                sum += *v;
+            }
+            total[h] = total[h] * was + sum;
+#pragma unroll
+            for (int n = 0; n < NV; n++) {
+                y[n][2 * h] *= was;
+                y[n][2 * h + 1] *= was;
+            }
+        }
+        copy_wait<1>();
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < KEYS / 16; k++) {
+            uint32_t fp[4];
+
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float *v = p[2 * k + i / 2] + i % 2 * 2;
+
+                fp[i] = pair(to_half(v[0], T::type), to_half(v[1], T::type));
+            }
+#pragma unroll
+            for (int n = 0; n < NV / 2; n++) {
+                uint32_t fv[4];
+
+                ldmatrix_turned(fv, tile_v + (k * 16 + lane % 16) * VROW +
+                                        n * 16 + lane / 16 * 8);
+                T::mma(y[2 * n], fp, fv);
+                T::mma(y[2 * n + 1], fp, fv + 2);
+            }
+        }
+        __syncthreads();
+    }
+    copy_wait<0>();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t row = q0 + warp * 16 + lane / 4 + 8 * h;
+        float all = total[h];
+
+        all += __shfl_xor_sync(ALL_LANES, all, 1);
+        all += __shfl_xor_sync(ALL_LANES, all, 2);
+        if (row >= a.t)
+            continue;
+#pragma unroll
+        for (int n = 0; n < NV; n++) {
+            uint32_t e = slice + n * 8 + lane % 4 * 2;
+            float v[2] = {y[n][2 * h] / all, y[n][2 * h + 1] / all};
+
+            if (e < a.d) {
+                store<1>(a.y, qy + row * c + e, v);
+                store<1>(a.y, qy + row * c + e + 1, v + 1);
+            }
+        }
+    }
+}
+
+KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
+#define FLASH(type)                                                            \
+    KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
+           (do_flash<type, 48, 48, 64, false>(a)))                             \
+    KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
+           (do_flash<type, 80, 80, 64, false>(a)))                             \
+    KERNEL(flash_##type##_160, g_attention, 128, 2,                            \
+           (do_flash<type, 160, 160, 64, false>(a)))                           \
+    KERNEL(flash_##type##_512, g_attention, 128, 1,                            \
+           (do_flash<type, 512, 128, 16, true>(a)))
+FLASH(bf16)
+FLASH(f16)

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * conv.c - convolutions, linear layers and transposed convolutions: by
+ * cuBLASLt or cuDNN where they have a way, else by kernels of ours, which take
+ * any shape.
+ */
+#include <string.h>
+#include "cuda/cuda.h"
+
+#define ALIGN 256
+
+/* Shape of a step as a convolution over maps: sequences are one long row. */
+struct shape {
+    int64_t n, h, w, c, k, r, s, oh, ow;
+};
+
+static struct shape shape_of(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0), *w = cuda_in_value(k, 1);
+    const struct mp_value *y = &k->plan->value[k->s->out];
+    int deconv = k->s->op == MP_OP_DECONV2D;
+    struct shape s = {
+        .c = w->dim[!deconv],
+        .k = w->dim[deconv],
+        .r = w->ndim == 4 ? w->dim[2] : 1,
+        .s = w->ndim == 4 ? w->dim[3] : 1,
+    };
+
+    if (x->ndim == 4) {
+        s.n = x->dim[0], s.h = x->dim[1], s.w = x->dim[2];
+        s.oh = y->dim[1], s.ow = y->dim[2];
+    } else {
+        s.n = 1, s.h = s.oh = 1;
+        s.w = s.ow = (int64_t)x->count / s.c;
+    }
+    return s;
+}
+
+static int is_16_bits(int t)
+{
+    return t == MP_BF16 || t == MP_F16;
+}
+
+/* Products are taken in the network's precision: in f32 only where nothing
+ * around is narrower. */
+static enum mp_dtype product_type(const struct call *k)
+{
+    enum mp_dtype x = cuda_in_value(k, 0)->dtype;
+    enum mp_dtype y = k->plan->value[k->s->out].dtype;
+
+    return is_16_bits(x) ? x : is_16_bits(y) ? y : MP_F32;
+}
+
+static int is_constant(const struct call *k, int i)
+{
+    return cuda_in_value(k, i)->place == MP_CONSTANT;
+}
+
+/* The next place in scratch. */
+static size_t reserve(const struct call *k, size_t bytes)
+{
+    size_t at = k->c->scratch;
+
+    k->c->scratch += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return at;
+}
+
+/* ---- choosing ---- */
+
+/* A plan of cuBLASLt or cuDNN, or none. Not for what runs once: setting one up
+ * costs more than it saves there. */
+static void choose_lib(const struct call *k, const struct shape *s)
+{
+    const struct mp_value *y = &k->plan->value[k->s->out];
+    struct mp_error why = {0};
+    const struct lib_conv want = {
+        .type = k->c->type,
+        .y_type = y->dtype,
+        .n = s->n,
+        .h = s->h,
+        .w = s->w,
+        .c = s->c,
+        .k = s->k,
+        .r = s->r,
+        .s = s->s,
+        .oh = s->oh,
+        .ow = s->ow,
+        .conv = k->s->attr.conv,
+        .bias = cuda_has(k, 2),
+        .residual = cuda_has(k, 3),
+        .act = k->s->attr.act,
+        .tf32 = k->plan->device->tf32,
+    };
+
+    if (k->plan->once || k->s->op == MP_OP_DECONV2D || !is_constant(k, 1) ||
+        (cuda_has(k, 2) && !is_constant(k, 2)) ||
+        (cuda_has(k, 3) &&
+         (is_constant(k, 3) || cuda_in_value(k, 3)->dtype != y->dtype)))
+        return;
+    if (lib_plan_new(&k->c->lib, k->plan->device->gpu, &want, &why))
+        mp_log(MP_LOG_DEBUG, "cuda",
+               "conv2d %lldx%lldx%lldx%lld to %lld, %lldx%lld by our kernel: "
+               "%s",
+               (long long)s->n, (long long)s->h, (long long)s->w,
+               (long long)s->c, (long long)s->k, (long long)s->r,
+               (long long)s->s, why.text);
+}
+
+static uint64_t tiles(const struct shape *s, uint64_t side)
+{
+    uint64_t m = (uint64_t)(s->n * s->oh * s->ow);
+
+    return (m + side - 1) / side * (((uint64_t)s->k + side - 1) / side);
+}
+
+/* Large tiles do more with what they read, small ones keep more of the device
+ * busy. Both add up in the same order: the choice changes no result. */
+static void choose_own(const struct call *k, const struct shape *s)
+{
+    int by_8 = s->c % 8 == 0, bf16 = k->c->type == MP_BF16;
+    uint64_t busy = gpu_processors(k->plan->device->gpu);
+
+    if (s->k <= GPU_THIN) {
+        k->c->kernel = by_8 ? GPU_conv_thin_8 : GPU_conv_thin;
+        k->c->name = "thin";
+    } else if (!is_16_bits(k->c->type)) {
+        k->c->kernel = GPU_conv_f32;
+        k->c->name = "gemm:f32";
+    } else if (!by_8) {
+        k->c->kernel = bf16 ? GPU_conv_bf16_64 : GPU_conv_f16_64;
+        k->c->name = "gemm:mma64,gather";
+    } else if (tiles(s, 128) < busy) {
+        k->c->kernel = bf16 ? GPU_conv_bf16_64_8 : GPU_conv_f16_64_8;
+        k->c->name = "gemm:mma64";
+    } else {
+        k->c->kernel = bf16 ? GPU_conv_bf16_128_8 : GPU_conv_f16_128_8;
+        k->c->name = "gemm:mma128";
+    }
+}
+
+/* Kernels that copy x as it is want it in their type. */
+static int takes_any_x(enum gpu_kernel kernel)
+{
+    return kernel == GPU_conv_thin || kernel == GPU_conv_thin_8 ||
+           kernel == GPU_conv_f32 || kernel == GPU_conv_bf16_64 ||
+           kernel == GPU_conv_f16_64;
+}
+
+/* Bias and weights that are no constants are laid out at every run. */
+static int prepare_inputs(const struct call *k, const struct mp_program *p)
+{
+    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES : TAPS;
+    enum mp_dtype bias = k->c->lib ? k->plan->value[k->s->out].dtype : MP_F32;
+    int rc = 0;
+
+    for (int i = 0; i < k->s->nin && !rc; i++) {
+        enum form f = i == 1 ? form : PLAIN;
+        enum mp_dtype t = i == 1 ? k->c->type : i == 2 ? bias : MP_F32;
+        size_t bytes;
+
+        if (!cuda_has(k, i))
+            continue;
+        bytes = cuda_in_value(k, i)->count * mp_dtype_size(t);
+        if (is_constant(k, i))
+            rc = cuda_pack(k, p, i, f, t);
+        else if (i == 1)
+            k->c->w_at = reserve(k, bytes);
+        else if (i == 2)
+            k->c->b_at = reserve(k, bytes);
+    }
+    return rc;
+}
+
+int cuda_conv_compile(const struct call *k, const struct mp_program *p)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+    struct shape s = shape_of(k);
+    int rc;
+
+    k->c->type = product_type(k);
+    if (s.k > GPU_THIN)
+        choose_lib(k, &s);
+    if (k->c->lib) {
+        k->c->name = lib_plan_name(k->c->lib);
+        k->c->work = reserve(k, lib_plan_work(k->c->lib));
+    } else {
+        choose_own(k, &s);
+    }
+    rc = prepare_inputs(k, p);
+    if (!rc && cuda_in(k, 0).type != (int)k->c->type &&
+        (k->c->lib || !takes_any_x(k->c->kernel))) {
+        k->c->convert_x = 1;
+        k->c->x_at = reserve(k, x->count * mp_dtype_size(k->c->type));
+    }
+    return rc;
+}
+
+/* ---- running ---- */
+
+static mp_addr scratch(const struct call *k, size_t at)
+{
+    return k->plan->scratch + at;
+}
+
+static void *pointer(mp_addr a)
+{
+    return (void *)(uintptr_t)a;
+}
+
+static int run_lib(const struct call *k, struct g_in x)
+{
+    const struct mp_value *y = &k->plan->value[k->s->out];
+    struct g_out out = cuda_out(k);
+    struct g_in again = {out.p, out.type};
+    const struct lib_data d = {
+        .x = (mp_addr)(uintptr_t)x.p,
+        .w = k->c->constant[1]->at,
+        .bias = cuda_has(k, 2) ? k->c->constant[2]->at : 0,
+        .residual = cuda_has(k, 3) ? (mp_addr)(uintptr_t)cuda_in(k, 3).p : 0,
+        .y = (mp_addr)(uintptr_t)out.p,
+        .work = scratch(k, k->c->work),
+    };
+    int act = lib_plan_act(k->c->lib);
+    int rc = lib_plan_run(k->c->lib, &d, k->err);
+
+    return rc || act == MP_ACT_NONE
+               ? rc
+               : cuda_convert(k, out, again, y->count, act);
+}
+
+static int launch(const struct call *k, const struct g_conv *a)
+{
+    struct gpu_launch l = {.kernel = k->c->kernel, .grid = {1, 1, 1}, .arg = a};
+    uint32_t m = a->n * a->oh * a->ow, side = 64;
+
+    switch (l.kernel) {
+    case GPU_conv_thin:
+    case GPU_conv_thin_8:
+        l.threads = 32 * GPU_ROWS;
+        l.grid[0] = (m + GPU_ROWS - 1) / GPU_ROWS;
+        return gpu_launch(k->plan->device->gpu, &l, k->err);
+    case GPU_conv_f32:
+        l.threads = 256;
+        break;
+    case GPU_conv_bf16_128_8:
+    case GPU_conv_f16_128_8:
+        side = 128;
+        l.threads = 256;
+        l.shared = 128 * (128 + 8) * sizeof(float);
+        break;
+    default:
+        l.threads = 128;
+        l.shared = 4 * (64 + 64) * 32 * sizeof(uint16_t);
+        break;
+    }
+    l.grid[0] = (m + side - 1) / side;
+    l.grid[1] = (a->k + side - 1) / side;
+    return gpu_launch(k->plan->device->gpu, &l, k->err);
+}
+
+/* A transposed convolution: for each kind of result pixels a plain one. Kinds
+ * that no tap reaches get the bias alone, from a kernel without taps. */
+static int run_phases(const struct call *k, struct g_conv *a,
+                      const struct shape *s)
+{
+    int32_t stride = k->s->attr.conv.stride, pad = k->s->attr.conv.top;
+    int rc = 0;
+
+    a->stride = 1;
+    a->step = (uint32_t)stride;
+    for (int i = 0; i < stride * stride && !rc; i++) {
+        struct phase py = cuda_phase(s->r, stride, pad, i / stride);
+        struct phase px = cuda_phase(s->s, stride, pad, i % stride);
+
+        a->y0 = (uint32_t)(i / stride);
+        a->x0 = (uint32_t)(i % stride);
+        a->oh = ((uint32_t)s->oh + a->step - 1 - a->y0) / a->step;
+        a->ow = ((uint32_t)s->ow + a->step - 1 - a->x0) / a->step;
+        a->r = px.taps ? (uint32_t)py.taps : 0;
+        a->s = px.taps ? (uint32_t)px.taps : 1;
+        a->top = (int32_t)py.before;
+        a->left = (int32_t)px.before;
+        if (a->oh && a->ow)
+            rc = launch(k, a);
+        a->w.p =
+            (const char *)a->w.p + (size_t)(py.taps * px.taps * s->k * s->c) *
+                                       mp_dtype_size((enum mp_dtype)a->w.type);
+    }
+    return rc;
+}
+
+int cuda_conv_run(const struct call *k)
+{
+    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES : TAPS;
+    const struct mp_conv *p = &k->s->attr.conv;
+    struct shape s = shape_of(k);
+    struct g_conv a = {
+        .y = cuda_out(k),
+        .x = cuda_in(k, 0),
+        .n = (uint32_t)s.n,
+        .h = (uint32_t)s.h,
+        .wd = (uint32_t)s.w,
+        .c = (uint32_t)s.c,
+        .r = (uint32_t)s.r,
+        .s = (uint32_t)s.s,
+        .k = (uint32_t)s.k,
+        .oh = (uint32_t)s.oh,
+        .ow = (uint32_t)s.ow,
+        .stride = (uint32_t)p->stride,
+        .top = p->top,
+        .left = p->left,
+        .yh = (uint32_t)s.oh,
+        .yw = (uint32_t)s.ow,
+        .step = 1,
+        .act = k->s->attr.act,
+    };
+    int rc = 0;
+
+    if (k->c->convert_x) {
+        struct g_out to = {pointer(scratch(k, k->c->x_at)), k->c->type};
+
+        rc = cuda_convert(k, to, a.x, cuda_in_value(k, 0)->count, MP_ACT_NONE);
+        a.x = (struct g_in){to.p, to.type};
+    }
+    if (!rc && k->c->lib)
+        return run_lib(k, a.x);
+    if (!rc && !k->c->constant[1]) {
+        struct g_out to = {pointer(scratch(k, k->c->w_at)), k->c->type};
+
+        rc = cuda_form(k, to, cuda_in(k, 1), cuda_in_value(k, 1), form,
+                       p->stride, p->top);
+        a.w = (struct g_in){to.p, to.type};
+    } else if (!rc) {
+        a.w = cuda_in(k, 1);
+    }
+    if (!rc && cuda_has(k, 2)) {
+        struct g_out to = {pointer(scratch(k, k->c->b_at)), MP_F32};
+
+        if (k->c->constant[2])
+            a.bias = cuda_in(k, 2).p;
+        else
+            rc = cuda_convert(k, to, cuda_in(k, 2), (size_t)s.k, MP_ACT_NONE);
+        a.bias = k->c->constant[2] ? a.bias : to.p;
+    }
+    if (cuda_has(k, 3))
+        a.residual = cuda_in(k, 3);
+    if (rc)
+        return rc;
+    return k->s->op == MP_OP_DECONV2D ? run_phases(k, &a, &s) : launch(k, &a);
+}

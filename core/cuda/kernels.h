@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * kernels.h - what host and device agree on: the kernels by name and the one
+ * argument that each takes, by value.
+ *
+ * Operands carry their element type (enum mp_dtype: F32, F16, BF16, where said
+ * so U8 and I32), and any mixture will do; sums, statistics and functions are
+ * f32. No value has more than INT32_MAX elements (checked by compile), so that
+ * 32-bit arithmetic finds them all.
+ *
+ * Kernels whose name ends in _8 work on 8 elements of the last dimension at a
+ * time: every row length must be a multiple of 8 and every address of 16
+ * bytes. The others take anything.
+ *
+ * Where a comment says "in place", y may be the memory of x (or a) if their
+ * types agree.
+ */
+#ifndef CUDA_KERNELS_H
+#define CUDA_KERNELS_H
+
+#include "mpipe/graph.h"
+
+struct g_in {
+    const void *p;
+    int32_t type;
+};
+
+struct g_out {
+    void *p;
+    int32_t type;
+};
+
+/* y = act(x), n elements; x also U8. In place. */
+struct g_map {
+    struct g_out y;
+    struct g_in x;
+    uint32_t n;
+    int32_t act;
+};
+
+/* x rows,2C -> y rows,C: first half * gelu(second half). */
+struct g_geglu {
+    struct g_out y;
+    struct g_in x;
+    uint32_t rows, c;
+};
+
+/* y = act(a + b), or a * b. a has dimensions dim; b's element for an index of
+ * a is found with the steps, 0 along dimensions that it is repeated over. The
+ * _8 kernel wants step[3] to be 1 or 0. In place of a. */
+struct g_binary {
+    struct g_out y;
+    struct g_in a, b;
+    uint32_t n, dim[4], step[4];
+    int32_t multiply, act;
+};
+
+/* Rows of n elements, y_row and x_row elements apart. */
+struct g_copy {
+    struct g_out y;
+    struct g_in x;
+    uint32_t rows, n, y_row, x_row;
+};
+
+/* Weights as K,taps,C: y[k][ty][tx][c] =
+ * x[first + k * k_step + ty * ty_step + tx * tx_step + c * c_step]. */
+struct g_pack {
+    struct g_out y;
+    struct g_in x;
+    uint32_t k, ty, tx, c;
+    int32_t first, k_step, ty_step, tx_step, c_step;
+};
+
+/* x N,H,W,C -> y N,YH,YW,C. */
+struct g_spatial {
+    struct g_out y;
+    struct g_in x;
+    uint32_t n, h, w, c, yh, yw;
+    uint32_t top, left;     /* pad */
+    float y_scale, x_scale; /* bilinear: H / YH, W / YW */
+};
+
+/* x outer,n,inner: n in reverse order. Types are equal. */
+struct g_flip {
+    struct g_out y;
+    struct g_in x;
+    uint32_t outer, n, inner;
+};
+
+/* Over the last dimension of x rows,C, or per element of it (batch norm). In
+ * place, but for argmax: y is I32, one a row. */
+struct g_rows {
+    struct g_out y;
+    struct g_in x, weight, bias, mean, var;
+    uint32_t rows, c;
+    float eps;
+    int32_t act;
+};
+
+/* x N,HW,C. part: N x splits x groups x {shift, sum, sum of squares} f32,
+ * where split i has seen the positions i * HW / splits and on; the shift, a
+ * value near the mean, is the same for all. In place. */
+struct g_group {
+    struct g_out y;
+    struct g_in x, weight, bias;
+    float *part;
+    uint32_t n, hw, c, groups, splits;
+    float eps;
+    int32_t act;
+};
+
+/* q N,T,C; k, v N,S,C, or with kv_batch 0 the same for all pictures. The flash
+ * kernels want one 16-bit type, d a multiple of 8 and addresses of 16 bytes;
+ * they cut the result into slices of GPU_FLASH_SLICE channels of a head. */
+struct g_attention {
+    struct g_out y;
+    struct g_in q, k, v;
+    uint32_t n, t, s, heads, d;
+    uint32_t kv_batch; /* elements from picture to picture */
+    float scale;
+};
+
+/* Cross-correlation of x N,H,W,C with w K,R,S,C (both of one type, but x of
+ * the kernels without _8 may be any): OH x OW results per picture, which stand
+ * `step` apart in y N,YH,YW,K from (y0, x0) on: that is how a transposed
+ * convolution is made of plain ones. y = act(sum + bias + residual). The
+ * residual has y's shape and may be y. */
+struct g_conv {
+    struct g_out y;
+    struct g_in x, w, residual;
+    const float *bias; /* residual.p and bias may be NULL */
+    uint32_t n, h, wd, c, r, s, k, oh, ow;
+    uint32_t stride;
+    int32_t top, left;
+    uint32_t yh, yw, step, y0, x0;
+    int32_t act;
+};
+
+/* Name, type of the argument. Grids:
+ *   map, binary, copy, pack, spatial ones, flip: GPU_THREADS threads, one
+ *     (or one times 8) element each
+ *   geglu: likewise, of the result
+ *   rows: a warp each row, GPU_ROWS rows a block
+ *   group_sum: splits x N blocks of GPU_THREADS; group_apply: any x N
+ *   attention: a warp each query, GPU_ROWS queries a block, heads, N
+ *   flash: GPU_FLASH_QUERIES queries a block, slices x heads, N
+ *   conv_thin: a warp each pixel, GPU_ROWS a block; K <= GPU_THIN
+ *   conv_f32: tiles of 64 x 64, 256 threads
+ *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
+#define GPU_THREADS       256
+#define GPU_ROWS          8
+#define GPU_THIN          8
+#define GPU_FLASH_QUERIES 64
+#define GPU_FLASH_SLICE   160 /* at most; 128 of the widest */
+#define GPU_KERNELS(X)                                                         \
+    X(map, struct g_map)                                                       \
+    X(map_8, struct g_map)                                                     \
+    X(geglu, struct g_geglu)                                                   \
+    X(geglu_8, struct g_geglu)                                                 \
+    X(binary, struct g_binary)                                                 \
+    X(binary_8, struct g_binary)                                               \
+    X(copy, struct g_copy)                                                     \
+    X(copy_8, struct g_copy)                                                   \
+    X(pack, struct g_pack)                                                     \
+    X(bilinear, struct g_spatial)                                              \
+    X(bilinear_8, struct g_spatial)                                            \
+    X(nearest, struct g_spatial)                                               \
+    X(nearest_8, struct g_spatial)                                             \
+    X(pool, struct g_spatial)                                                  \
+    X(pool_8, struct g_spatial)                                                \
+    X(pad, struct g_spatial)                                                   \
+    X(pad_8, struct g_spatial)                                                 \
+    X(flip, struct g_flip)                                                     \
+    X(flip_8, struct g_flip)                                                   \
+    X(layer_norm, struct g_rows)                                               \
+    X(layer_norm_8, struct g_rows)                                             \
+    X(batch_norm, struct g_rows)                                               \
+    X(softmax, struct g_rows)                                                  \
+    X(argmax, struct g_rows)                                                   \
+    X(group_sum, struct g_group)                                               \
+    X(group_sum_8, struct g_group)                                             \
+    X(group_apply, struct g_group)                                             \
+    X(group_apply_8, struct g_group)                                           \
+    X(attention, struct g_attention)                                           \
+    X(flash_bf16_48, struct g_attention)                                       \
+    X(flash_bf16_80, struct g_attention)                                       \
+    X(flash_bf16_160, struct g_attention)                                      \
+    X(flash_bf16_512, struct g_attention)                                      \
+    X(flash_f16_48, struct g_attention)                                        \
+    X(flash_f16_80, struct g_attention)                                        \
+    X(flash_f16_160, struct g_attention)                                       \
+    X(flash_f16_512, struct g_attention)                                       \
+    X(conv_thin, struct g_conv)                                                \
+    X(conv_thin_8, struct g_conv)                                              \
+    X(conv_f32, struct g_conv)                                                 \
+    X(conv_bf16_64, struct g_conv)                                             \
+    X(conv_bf16_64_8, struct g_conv)                                           \
+    X(conv_bf16_128_8, struct g_conv)                                          \
+    X(conv_f16_64, struct g_conv)                                              \
+    X(conv_f16_64_8, struct g_conv)                                            \
+    X(conv_f16_128_8, struct g_conv)
+
+enum gpu_kernel {
+#define X(name, arg) GPU_##name,
+    GPU_KERNELS(X)
+#undef X
+        GPU_KERNEL_COUNT
+};
+
+#endif

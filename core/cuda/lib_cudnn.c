@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * lib_cudnn.c - convolutions by cuDNN's graphs: convolution, then residual,
+ * then bias, then relu as one kernel. That order, and a bias of the result's
+ * type, because with them cuDNN 9 has kernels compiled beforehand; any other
+ * order or an f32 bias it compiles at run time, 0.3 to 0.8 s for each shape.
+ *
+ * In f32, unless TF32 is allowed, only ways that round nothing but sums are
+ * taken: no tensor cores, no Winograd or Fourier transforms.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include "cuda/lib.h"
+
+/* Tensors by number, and descriptors kept for the plan's life. */
+enum uid {
+    X = 1,
+    W,
+    RESIDUAL,
+    BIAS,
+    Y,
+    AFTER_CONV,
+    AFTER_RESIDUAL,
+    AFTER_BIAS
+};
+#define KEEP 128
+
+struct dnn_plan {
+    struct lib_plan base;
+    cudnnBackendDescriptor_t keep[KEEP];
+    int nkeep;
+    cudnnBackendDescriptor_t plan;
+    int bias, residual;
+};
+
+static int status(const struct gpu *g, cudnnStatus_t st, const char *what,
+                  struct mp_error *err)
+{
+    char more[160] = "";
+
+    if (st == CUDNN_STATUS_SUCCESS)
+        return 0;
+    g->dnn.cudnnGetLastErrorString(more, sizeof more);
+    more[strcspn(more, "\n")] = '\0';
+    return mp_fail(err, st >= CUDNN_STATUS_NOT_SUPPORTED ? MP_ENOTSUP : MP_EIO,
+                   "cuDNN: %s: %s %s", what, g->dnn.cudnnGetErrorString(st),
+                   more);
+}
+
+/* ---- descriptors ---- */
+
+static int make(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                cudnnBackendDescriptorType_t type, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+    int rc;
+
+    if (p->nkeep == KEEP)
+        return mp_fail(err, MP_ENOTSUP, "cuDNN: too many engines");
+    rc = status(g, g->dnn.cudnnBackendCreateDescriptor(type, out), "creating",
+                err);
+    if (!rc)
+        p->keep[p->nkeep++] = *out;
+    return rc;
+}
+
+static int set(struct dnn_plan *p, cudnnBackendDescriptor_t d,
+               cudnnBackendAttributeName_t name,
+               cudnnBackendAttributeType_t type, int64_t n, const void *value,
+               struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+
+    return status(
+        g, g->dnn.cudnnBackendSetAttribute(d, name, type, n, (void *)value),
+        "setting an attribute", err);
+}
+
+static int link_to(struct dnn_plan *p, cudnnBackendDescriptor_t d,
+                   cudnnBackendAttributeName_t name,
+                   cudnnBackendDescriptor_t other, struct mp_error *err)
+{
+    return set(p, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &other, err);
+}
+
+static int finish(struct dnn_plan *p, cudnnBackendDescriptor_t d,
+                  const char *what, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+
+    return status(g, g->dnn.cudnnBackendFinalize(d), what, err);
+}
+
+static cudnnDataType_t type_of(enum mp_dtype t)
+{
+    return t == MP_BF16  ? CUDNN_DATA_BFLOAT16
+           : t == MP_F16 ? CUDNN_DATA_HALF
+                         : CUDNN_DATA_FLOAT;
+}
+
+/* cuDNN names dimensions N,C,H,W whatever the strides say; ours are those of
+ * N,H,W,C. Values between operations are virtual: never in memory. */
+static int tensor(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                  int64_t uid, enum mp_dtype t, const int64_t dim[4],
+                  struct mp_error *err)
+{
+    const int64_t step[4] = {dim[1] * dim[2] * dim[3], 1, dim[3] * dim[1],
+                             dim[1]};
+    cudnnDataType_t type = type_of(t);
+    int64_t align = 16; /* of arena, constants and slices alike */
+    bool is_virtual = uid > Y;
+    int rc = make(out, p, CUDNN_BACKEND_TENSOR_DESCRIPTOR, err);
+
+    if (!rc)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1,
+                 &type, err);
+    if (!rc)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4,
+                 dim, err);
+    if (!rc)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, step,
+                 err);
+    if (!rc)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1,
+                 &uid, err);
+    if (!rc)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1,
+                 &align, err);
+    if (!rc && is_virtual)
+        rc = set(p, *out, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1,
+                 &is_virtual, err);
+    return rc ? rc : finish(p, *out, "a tensor", err);
+}
+
+/* ---- operations ---- */
+
+static int convolution(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                       const struct lib_conv *c, cudnnBackendDescriptor_t x,
+                       cudnnBackendDescriptor_t w, cudnnBackendDescriptor_t y,
+                       struct mp_error *err)
+{
+    const int64_t stride[2] = {c->conv.stride, c->conv.stride};
+    const int64_t before[2] = {c->conv.top, c->conv.left};
+    const int64_t after[2] = {c->conv.bottom, c->conv.right};
+    const int64_t dilation[2] = {1, 1}, axes = 2;
+    cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
+    cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
+    float one = 1, zero = 0;
+    cudnnBackendDescriptor_t d = NULL, op = NULL;
+    int rc = make(&d, p, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, err);
+
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1,
+                 &axes, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE,
+                 1, &f32, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_CONV_MODE,
+                 CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2,
+                 before, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64,
+                 2, after, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64,
+                 2, stride, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2,
+                 dilation, err);
+    if (!rc)
+        rc = finish(p, d, "a convolution", err);
+    if (!rc)
+        rc = make(&op, p,
+                  CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+                     d, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, y, err);
+    if (!rc)
+        rc = set(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                 CUDNN_TYPE_FLOAT, 1, &one, err);
+    if (!rc)
+        rc = set(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                 CUDNN_TYPE_FLOAT, 1, &zero, err);
+    *out = op;
+    return rc ? rc : finish(p, op, "a convolution", err);
+}
+
+/* y = x + b, or relu(x) where b is NULL. */
+static int pointwise(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                     cudnnBackendDescriptor_t x, cudnnBackendDescriptor_t b,
+                     cudnnBackendDescriptor_t y, struct mp_error *err)
+{
+    cudnnPointwiseMode_t mode =
+        b ? CUDNN_POINTWISE_ADD : CUDNN_POINTWISE_RELU_FWD;
+    cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
+    cudnnBackendDescriptor_t d = NULL, op = NULL;
+    int rc = make(&d, p, CUDNN_BACKEND_POINTWISE_DESCRIPTOR, err);
+
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1,
+                 &mode, err);
+    if (!rc)
+        rc = set(p, d, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1,
+                 &f32, err);
+    if (!rc)
+        rc = finish(p, d, "a sum", err);
+    if (!rc)
+        rc = make(&op, p, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, d,
+                     err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x, err);
+    if (!rc && b)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b, err);
+    if (!rc)
+        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y, err);
+    *out = op;
+    return rc ? rc : finish(p, op, "a sum", err);
+}
+
+/* The operations, each of which but the last gives a virtual tensor. */
+static int operations(cudnnBackendDescriptor_t *op, int *nop,
+                      struct dnn_plan *p, const struct lib_conv *c,
+                      struct mp_error *err)
+{
+    const int64_t xd[4] = {c->n, c->c, c->h, c->w};
+    const int64_t wd[4] = {c->k, c->c, c->r, c->s};
+    const int64_t yd[4] = {c->n, c->k, c->oh, c->ow}, bd[4] = {1, c->k, 1, 1};
+    int relu = c->act == MP_RELU, left = c->residual + c->bias + relu;
+    cudnnBackendDescriptor_t x = NULL, w = NULL, y = NULL, b, next;
+    int rc = tensor(&x, p, X, c->type, xd, err);
+
+    if (!rc)
+        rc = tensor(&w, p, W, c->type, wd, err);
+    if (!rc)
+        rc = tensor(&y, p, left ? AFTER_CONV : Y, left ? MP_F32 : c->y_type, yd,
+                    err);
+    if (!rc)
+        rc = convolution(&op[(*nop)++], p, c, x, w, y, err);
+    for (int kind = 0; kind < 3 && !rc; kind++) {
+        static const int64_t from[3] = {RESIDUAL, BIAS, 0};
+        static const int64_t to[3] = {AFTER_RESIDUAL, AFTER_BIAS, Y};
+        const int there[3] = {c->residual, c->bias, relu};
+
+        if (!there[kind])
+            continue;
+        left--;
+        b = NULL;
+        if (from[kind])
+            rc = tensor(&b, p, from[kind], c->y_type, kind ? bd : yd, err);
+        if (!rc)
+            rc = tensor(&next, p, left ? to[kind] : Y,
+                        left ? MP_F32 : c->y_type, yd, err);
+        if (!rc)
+            rc = pointwise(&op[(*nop)++], p, y, b, next, err);
+        y = next;
+    }
+    return rc;
+}
+
+/* ---- engines ---- */
+
+/* Say which device this is for, if it is none that the handle knows. */
+static int describe(struct dnn_plan *p, cudnnBackendDescriptor_t d,
+                    cudnnBackendAttributeName_t name, struct mp_error *err)
+{
+    cudnnBackendDescriptor_t device = p->base.gpu->described;
+
+    return device ? link_to(p, d, name, device, err) : 0;
+}
+
+/* Does the engine of this configuration have the note, by its number? */
+static int has_note(const struct gpu *g, cudnnBackendDescriptor_t engine,
+                    cudnnBackendAttributeName_t name,
+                    cudnnBackendAttributeType_t type, int note)
+{
+    int notes[16];
+    int64_t n = 0;
+
+    if (g->dnn.cudnnBackendGetAttribute(engine, name, type, 16, &n, notes) !=
+        CUDNN_STATUS_SUCCESS)
+        return 1; /* not known: not taken */
+    for (int64_t i = 0; i < n && i < 16; i++)
+        if (notes[i] == note)
+            return 1;
+    return 0;
+}
+
+static int numerical(const struct gpu *g, cudnnBackendDescriptor_t engine,
+                     cudnnBackendNumericalNote_t note)
+{
+    return has_note(g, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
+                    CUDNN_TYPE_NUMERICAL_NOTE, (int)note);
+}
+
+static int is_fine(const struct gpu *g, cudnnBackendDescriptor_t engine,
+                   const struct lib_conv *c, int compiled)
+{
+    if (numerical(g, engine, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) ||
+        has_note(g, engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
+                 CUDNN_TYPE_BEHAVIOR_NOTE,
+                 CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != compiled)
+        return 0;
+    if (c->type != MP_F32 || c->tf32)
+        return 1;
+    return !numerical(g, engine, CUDNN_NUMERICAL_NOTE_TENSOR_CORE) &&
+           !numerical(g, engine, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS) &&
+           !numerical(g, engine, CUDNN_NUMERICAL_NOTE_WINOGRAD) &&
+           !numerical(g, engine, CUDNN_NUMERICAL_NOTE_FFT);
+}
+
+/* Make the plan of this configuration; 0 if it will do. compiled: only those
+ * that are compiled now, or only the others. */
+static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
+                      cudnnBackendDescriptor_t config, int compiled)
+{
+    const struct gpu *g = p->base.gpu;
+    const struct dnn_calls *dnn = &g->dnn;
+    cudnnBackendDescriptor_t engine = NULL, plan = NULL;
+    int64_t n = 0, work = 0;
+    int rc = make(&engine, p, CUDNN_BACKEND_ENGINE_DESCRIPTOR, NULL);
+
+    if (!rc && dnn->cudnnBackendGetAttribute(
+                   config, CUDNN_ATTR_ENGINECFG_ENGINE,
+                   CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
+        rc = MP_ENOTSUP;
+    if (!rc && !is_fine(g, engine, c, compiled))
+        rc = MP_ENOTSUP;
+    if (!rc)
+        rc = make(&plan, p, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, NULL);
+    if (!rc)
+        rc = link_to(p, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config,
+                     NULL);
+    if (!rc)
+        rc = describe(p, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, NULL);
+    if (!rc)
+        rc = finish(p, plan, "a plan", NULL);
+    if (!rc && dnn->cudnnBackendGetAttribute(
+                   plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
+                   CUDNN_TYPE_INT64, 1, &n, &work))
+        rc = MP_ENOTSUP;
+    if (!rc && (work < 0 || (uint64_t)work > LIB_WORK))
+        rc = MP_ENOTSUP;
+    if (!rc) {
+        p->plan = plan;
+        p->base.work = (size_t)work;
+    }
+    return rc;
+}
+
+/* The first that will do, in the order that cuDNN expects to be the fastest.
+ * To compile one is worth while for TF32 alone (some GPUs have no others):
+ * 16 bits have enough, and exact f32 is for checks, not for speed. */
+static int choose(struct dnn_plan *p, const struct lib_conv *c,
+                  cudnnBackendDescriptor_t graph, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+    cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
+    cudnnBackendDescriptor_t heur = NULL, config[16];
+    int64_t n = 0, nconfig = 0;
+    int rc = make(&heur, p, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, err);
+
+    if (!rc)
+        rc =
+            link_to(p, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph, err);
+    if (!rc)
+        rc = set(p, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1,
+                 &mode, err);
+    if (!rc)
+        rc = describe(p, heur, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, err);
+    if (!rc)
+        rc = finish(p, heur, "choosing an engine", err);
+    while (!rc && nconfig < 16) {
+        rc = make(&config[nconfig], p, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, err);
+        nconfig += !rc;
+    }
+    if (!rc)
+        rc = status(g,
+                    g->dnn.cudnnBackendGetAttribute(
+                        heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                        CUDNN_TYPE_BACKEND_DESCRIPTOR, nconfig, &n, config),
+                    "choosing an engine", err);
+    for (int compiled = 0; compiled <= (c->type == MP_F32 && c->tf32);
+         compiled++)
+        for (int64_t i = 0; i < n && i < nconfig && !rc; i++)
+            if (!try_engine(p, c, config[i], compiled))
+                return 0;
+    return rc ? rc
+              : mp_fail(err, MP_ENOTSUP, "cuDNN: none of %d engines will do",
+                        (int)n);
+}
+
+/* ---- plans ---- */
+
+static void plan_free(struct lib_plan *base)
+{
+    struct dnn_plan *p = (struct dnn_plan *)base;
+
+    while (p->nkeep)
+        base->gpu->dnn.cudnnBackendDestroyDescriptor(p->keep[--p->nkeep]);
+    free(p);
+}
+
+static int run(struct lib_plan *base, const struct lib_data *d,
+               struct mp_error *err)
+{
+    struct dnn_plan *p = (struct dnn_plan *)base;
+    const struct gpu *g = base->gpu;
+    int64_t uid[5] = {X, W, Y};
+    void *at[5] = {(void *)(uintptr_t)d->x, (void *)(uintptr_t)d->w,
+                   (void *)(uintptr_t)d->y};
+    void *work = (void *)(uintptr_t)d->work;
+    cudnnBackendDescriptor_t pack = NULL;
+    int64_t n = 3;
+    int rc;
+
+    if (p->residual) {
+        uid[n] = RESIDUAL;
+        at[n++] = (void *)(uintptr_t)d->residual;
+    }
+    if (p->bias) {
+        uid[n] = BIAS;
+        at[n++] = (void *)(uintptr_t)d->bias;
+    }
+    rc = status(g,
+                g->dnn.cudnnBackendCreateDescriptor(
+                    CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack),
+                "addresses", err);
+    if (rc)
+        return rc;
+    rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n,
+             uid, err);
+    if (!rc)
+        rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
+                 CUDNN_TYPE_VOID_PTR, n, at, err);
+    if (!rc)
+        rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
+                 CUDNN_TYPE_VOID_PTR, 1, &work, err);
+    if (!rc)
+        rc = finish(p, pack, "addresses", err);
+    if (!rc)
+        rc = status(g, g->dnn.cudnnBackendExecute(g->dnn_handle, p->plan, pack),
+                    "convolution", err);
+    g->dnn.cudnnBackendDestroyDescriptor(pack);
+    return rc;
+}
+
+int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
+                 struct mp_error *err)
+{
+    cudnnBackendDescriptor_t op[4], graph = NULL;
+    struct dnn_plan *p;
+    int nop = 0, rc;
+
+    if (!g->dnn_handle && !g->described)
+        return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_dnn.text);
+    p = calloc(1, sizeof *p);
+    if (!p)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    p->base = (struct lib_plan){.gpu = g,
+                                .name = "cuDNN",
+                                .act = c->act == MP_RELU ? MP_ACT_NONE : c->act,
+                                .run = run,
+                                .free = plan_free};
+    p->bias = c->bias;
+    p->residual = c->residual;
+    rc = operations(op, &nop, p, c, err);
+    if (!rc)
+        rc = make(&graph, p, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, err);
+    if (!rc)
+        rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS,
+                 CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op, err);
+    if (!rc && g->dnn_handle)
+        rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
+                 1, &g->dnn_handle, err);
+    if (!rc)
+        rc = finish(p, graph, "a graph", err);
+    if (!rc)
+        rc = choose(p, c, graph, err);
+    if (rc) {
+        plan_free(&p->base);
+        return rc;
+    }
+    *out = &p->base;
+    return 0;
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * lib_lt.c - linear layers and 1 x 1 convolutions by cuBLASLt.
+ *
+ * It thinks in columns: a row-major y = x w^T is its y^T = (w^T)^T x^T, with
+ * w^T C x K, turned, and x^T C x M. A residual is its C, times beta.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include "cuda/lib.h"
+
+struct lt_plan {
+    struct lib_plan base;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t w, x, y;
+    cublasLtMatmulAlgo_t algo;
+    int bias, residual;
+};
+
+static int status(const struct gpu *g, cublasStatus_t st, const char *what,
+                  struct mp_error *err)
+{
+    if (st == CUBLAS_STATUS_SUCCESS)
+        return 0;
+    return mp_fail(err, st == CUBLAS_STATUS_NOT_SUPPORTED ? MP_ENOTSUP : MP_EIO,
+                   "cublasLt: %s: %s", what, g->lt.cublasLtGetStatusString(st));
+}
+
+static cudaDataType_t type_of(enum mp_dtype t)
+{
+    return t == MP_BF16 ? CUDA_R_16BF : t == MP_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+static void plan_free(struct lib_plan *base)
+{
+    struct lt_plan *p = (struct lt_plan *)base;
+    const struct lt_calls *lt = &base->gpu->lt;
+
+    if (p->desc)
+        lt->cublasLtMatmulDescDestroy(p->desc);
+    if (p->w)
+        lt->cublasLtMatrixLayoutDestroy(p->w);
+    if (p->x)
+        lt->cublasLtMatrixLayoutDestroy(p->x);
+    if (p->y)
+        lt->cublasLtMatrixLayoutDestroy(p->y);
+    free(p);
+}
+
+static int set(struct lt_plan *p, cublasLtMatmulDescAttributes_t what,
+               const void *value, size_t n, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+
+    return status(g,
+                  g->lt.cublasLtMatmulDescSetAttribute(p->desc, what, value, n),
+                  "setting an attribute", err);
+}
+
+/* relu is the only activation of ours that it has: its gelu is another. */
+static cublasLtEpilogue_t epilogue(const struct lib_conv *c)
+{
+    if (c->act == MP_RELU)
+        return c->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
+    return c->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+static int describe(struct lt_plan *p, const struct lib_conv *c,
+                    struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+    const struct lt_calls *lt = &g->lt;
+    uint64_t m = (uint64_t)(c->n * c->h * c->w), k = (uint64_t)c->c;
+    uint64_t n = (uint64_t)c->k;
+    cublasOperation_t turned = CUBLAS_OP_T;
+    cublasLtEpilogue_t e = epilogue(c);
+    void *some = (void *)(uintptr_t)4096; /* not read, but must not be NULL
+                                             when an algorithm is chosen */
+    int rc =
+        status(g,
+               lt->cublasLtMatmulDescCreate(&p->desc,
+                                            c->type == MP_F32 && c->tf32
+                                                ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                : CUBLAS_COMPUTE_32F,
+                                            CUDA_R_32F),
+               "describing a product", err);
+
+    if (!rc)
+        rc = set(p, CUBLASLT_MATMUL_DESC_TRANSA, &turned, sizeof turned, err);
+    if (!rc)
+        rc = set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e, err);
+    if (!rc && c->bias)
+        rc = set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &some, sizeof some, err);
+    if (!rc)
+        rc = status(g,
+                    lt->cublasLtMatrixLayoutCreate(&p->w, type_of(c->type), k,
+                                                   n, (int64_t)k),
+                    "weights", err);
+    if (!rc)
+        rc = status(g,
+                    lt->cublasLtMatrixLayoutCreate(&p->x, type_of(c->type), k,
+                                                   m, (int64_t)k),
+                    "input", err);
+    if (!rc)
+        rc = status(g,
+                    lt->cublasLtMatrixLayoutCreate(&p->y, type_of(c->y_type), n,
+                                                   m, (int64_t)n),
+                    "result", err);
+    return rc;
+}
+
+/* Values lie at multiples of 64 bytes; it would count on 256. */
+static int choose(struct lt_plan *p, struct mp_error *err)
+{
+    static const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    };
+    const struct gpu *g = p->base.gpu;
+    const struct lt_calls *lt = &g->lt;
+    cublasLtMatmulPreference_t pref = NULL;
+    cublasLtMatmulHeuristicResult_t best;
+    size_t most = LIB_WORK;
+    uint32_t bytes = 64;
+    int found = 0;
+    int rc =
+        status(g, lt->cublasLtMatmulPreferenceCreate(&pref), "preference", err);
+
+    if (!rc)
+        rc = status(g,
+                    lt->cublasLtMatmulPreferenceSetAttribute(
+                        pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most,
+                        sizeof most),
+                    "preference", err);
+    for (int i = 0; i < 4 && !rc; i++)
+        rc = status(g,
+                    lt->cublasLtMatmulPreferenceSetAttribute(
+                        pref, aligned[i], &bytes, sizeof bytes),
+                    "preference", err);
+    if (!rc)
+        rc = status(g,
+                    lt->cublasLtMatmulAlgoGetHeuristic(g->lt_handle, p->desc,
+                                                       p->w, p->x, p->y, p->y,
+                                                       pref, 1, &best, &found),
+                    "choosing an algorithm", err);
+    if (!rc && !found)
+        rc = mp_fail(err, MP_ENOTSUP, "cublasLt: no algorithm");
+    if (pref)
+        lt->cublasLtMatmulPreferenceDestroy(pref);
+    if (rc)
+        return rc;
+    p->algo = best.algo;
+    p->base.work = best.workspaceSize;
+    return 0;
+}
+
+static int run(struct lib_plan *base, const struct lib_data *d,
+               struct mp_error *err)
+{
+    struct lt_plan *p = (struct lt_plan *)base;
+    const struct gpu *g = base->gpu;
+    const void *bias = (const void *)(uintptr_t)d->bias;
+    mp_addr add = p->residual ? d->residual : d->y;
+    float alpha = 1, beta = p->residual ? 1 : 0;
+    int rc = p->bias ? set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                           sizeof bias, err)
+                     : 0;
+
+    if (rc)
+        return rc;
+    return status(
+        g,
+        g->lt.cublasLtMatmul(
+            g->lt_handle, p->desc, &alpha, (const void *)(uintptr_t)d->w, p->w,
+            (const void *)(uintptr_t)d->x, p->x, &beta,
+            (const void *)(uintptr_t)add, p->y, (void *)(uintptr_t)d->y, p->y,
+            &p->algo, (void *)(uintptr_t)d->work, base->work, g->stream),
+        "product", err);
+}
+
+int lt_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
+                struct mp_error *err)
+{
+    struct lt_plan *p;
+    int rc;
+
+    if (!g->lt_handle)
+        return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_lt.text);
+    p = calloc(1, sizeof *p);
+    if (!p)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    p->base = (struct lib_plan){.gpu = g,
+                                .name = "cublasLt",
+                                .act = c->act == MP_RELU ? MP_ACT_NONE : c->act,
+                                .run = run,
+                                .free = plan_free};
+    p->bias = c->bias;
+    p->residual = c->residual;
+    rc = describe(p, c, err);
+    if (!rc)
+        rc = choose(p, err);
+    if (rc) {
+        plan_free(&p->base);
+        return rc;
+    }
+    *out = &p->base;
+    return 0;
+}

@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: MIT */
+/* module.c - what libltdl finds. */
+#include "cuda/cuda.h"
+
+CUDA_BACKEND(cuda, "NVIDIA GPUs; compiled, not yet run on one");

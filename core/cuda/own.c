@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: MIT */
+/* own.c - steps that are kernels of ours: arguments from the program. */
+#include <string.h>
+#include "cuda/cuda.h"
+
+static const struct mp_value *out_value(const struct call *k)
+{
+    return &k->plan->value[k->s->out];
+}
+
+static uint32_t last(const struct mp_value *v)
+{
+    return (uint32_t)v->dim[v->ndim - 1];
+}
+
+static uint32_t rows(const struct mp_value *v)
+{
+    return (uint32_t)v->count / last(v);
+}
+
+static int launch(const struct call *k, enum gpu_kernel kernel, size_t x,
+                  size_t y, size_t z, uint32_t threads, size_t shared,
+                  const void *arg)
+{
+    const struct gpu_launch l = {
+        .kernel = kernel,
+        .grid = {(uint32_t)x, (uint32_t)y, (uint32_t)z},
+        .threads = threads,
+        .shared = shared,
+        .arg = arg,
+    };
+
+    return gpu_launch(k->plan->device->gpu, &l, k->err);
+}
+
+/* ---- attention ---- */
+
+static const struct {
+    uint32_t width, slice, keys; /* as in attention.cu */
+    int wide;
+    enum gpu_kernel bf16, f16;
+} flash[] = {
+    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48},
+    {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80},
+    {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160},
+    {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512},
+};
+#define NFLASH (int)(sizeof flash / sizeof *flash)
+
+static uint32_t head_width(const struct call *k)
+{
+    return last(cuda_in_value(k, 0)) / (uint32_t)k->s->attr.heads;
+}
+
+/* Row of the table, or -1: only the exact kernel will do. */
+static int flash_for(const struct call *k)
+{
+    uint32_t d = head_width(k);
+    int t = cuda_in_value(k, 0)->dtype, i = 0;
+
+    if ((t != MP_BF16 && t != MP_F16) || d % 8)
+        return -1;
+    for (int j = 1; j < 3; j++)
+        if (cuda_in(k, j).type != t)
+            return -1;
+    while (i < NFLASH && flash[i].width < d)
+        i++;
+    return i < NFLASH ? i : -1;
+}
+
+static int attention(const struct call *k)
+{
+    const struct mp_value *q = cuda_in_value(k, 0), *kv = cuda_in_value(k, 1);
+    const struct g_attention a = {
+        .y = cuda_out(k),
+        .q = cuda_in(k, 0),
+        .k = cuda_in(k, 1),
+        .v = cuda_in(k, 2),
+        .n = (uint32_t)q->dim[0],
+        .t = (uint32_t)q->dim[1],
+        .s = (uint32_t)kv->dim[1],
+        .heads = (uint32_t)k->s->attr.heads,
+        .d = head_width(k),
+        .kv_batch = kv->dim[0] == 1 ? 0 : (uint32_t)(kv->dim[1] * kv->dim[2]),
+        .scale = k->s->attr.scale,
+    };
+    int i = flash_for(k);
+    size_t shared;
+
+    if (i < 0)
+        return launch(k, GPU_attention, (a.t + GPU_ROWS - 1) / GPU_ROWS,
+                      a.heads, a.n, 32 * GPU_ROWS,
+                      GPU_ROWS * a.d * sizeof(float), &a);
+    shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
+    if (flash[i].wide)
+        shared += GPU_FLASH_QUERIES * (flash[i].width + 8);
+    return launch(k, a.q.type == MP_BF16 ? flash[i].bf16 : flash[i].f16,
+                  (a.t + GPU_FLASH_QUERIES - 1) / GPU_FLASH_QUERIES,
+                  a.heads * ((a.d + flash[i].slice - 1) / flash[i].slice), a.n,
+                  128, shared * sizeof(uint16_t), &a);
+}
+
+static const char *attention_name(const struct call *k)
+{
+    return flash_for(k) < 0 ? "attention" : "flash";
+}
+
+static int attention_check(const struct call *k)
+{
+    if (GPU_ROWS * head_width(k) * sizeof(float) >
+        gpu_shared(k->plan->device->gpu))
+        return mp_fail(k->err, MP_ENOTSUP,
+                       "cuda: attention: heads of %u channels are too wide",
+                       head_width(k));
+    return 0;
+}
+
+/* ---- norms ---- */
+
+/* Parts that sums of a picture are taken in. The same for any batch, so that
+ * a picture's result does not depend on its neighbours. */
+static uint32_t splits(const struct mp_value *x)
+{
+    uint64_t hw = rows(x) / (uint64_t)x->dim[0];
+    uint64_t n = hw * last(x) / 32768;
+
+    n = n < 1 ? 1 : n > 64 ? 64 : n;
+    return (uint32_t)(n < hw ? n : hw);
+}
+
+static size_t group_norm_scratch(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+
+    return (size_t)x->dim[0] * splits(x) * (size_t)k->s->attr.groups * 3 *
+           sizeof(float);
+}
+
+static int group_norm(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+    const struct g_group a = {
+        .y = cuda_out(k),
+        .x = cuda_in(k, 0),
+        .weight = cuda_in(k, 1),
+        .bias = cuda_in(k, 2),
+        .part = (float *)(uintptr_t)k->plan->scratch,
+        .n = (uint32_t)x->dim[0],
+        .hw = rows(x) / (uint32_t)x->dim[0],
+        .c = last(x),
+        .groups = (uint32_t)k->s->attr.groups,
+        .splits = splits(x),
+        .eps = k->s->attr.eps,
+        .act = k->s->attr.act,
+    };
+    uint32_t v = a.c % 8 ? 1 : 8;
+    /* Some 16 K elements a block: each reads all sums of its picture first. */
+    uint32_t blocks = (uint32_t)(((uint64_t)a.hw * a.c + 16383) / 16384);
+    int rc;
+
+    rc = launch(k, v == 8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
+                GPU_THREADS, (a.groups + 2 * GPU_THREADS * v) * sizeof(float),
+                &a);
+    if (!rc)
+        rc = launch(k, v == 8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
+                    a.n, 1, GPU_THREADS, 3 * a.groups * sizeof(float), &a);
+    return rc;
+}
+
+static int by_rows(const struct call *k)
+{
+    static const enum gpu_kernel kernel[MP_OP_COUNT] = {
+        [MP_OP_LAYER_NORM] = GPU_layer_norm,
+        [MP_OP_BATCH_NORM] = GPU_batch_norm,
+        [MP_OP_SOFTMAX] = GPU_softmax,
+        [MP_OP_ARGMAX] = GPU_argmax,
+    };
+    const struct mp_value *x = cuda_in_value(k, 0);
+    struct g_rows a = {
+        .y = cuda_out(k),
+        .x = cuda_in(k, 0),
+        .rows = rows(x),
+        .c = last(x),
+        .eps = k->s->attr.eps,
+        .act = k->s->attr.act,
+    };
+    struct g_in *more[] = {&a.weight, &a.bias, &a.mean, &a.var};
+    enum gpu_kernel which = kernel[k->s->op];
+
+    for (int i = 1; i < k->s->nin; i++)
+        *more[i - 1] = cuda_in(k, i);
+    if (which == GPU_layer_norm && a.c % 8 == 0)
+        which = GPU_layer_norm_8;
+    return launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                  32 * GPU_ROWS, 0, &a);
+}
+
+/* ---- pointwise ---- */
+
+static int map(const struct call *k)
+{
+    return cuda_convert(k, cuda_out(k), cuda_in(k, 0), out_value(k)->count,
+                        k->s->attr.act);
+}
+
+static int geglu(const struct call *k)
+{
+    const struct mp_value *y = out_value(k);
+    const struct g_geglu a = {cuda_out(k), cuda_in(k, 0), rows(y), last(y)};
+
+    return cuda_each(k, GPU_geglu, GPU_geglu_8, a.c % 8 == 0, y->count, &a);
+}
+
+static int binary(const struct call *k)
+{
+    const struct mp_value *a = cuda_in_value(k, 0), *b = cuda_in_value(k, 1);
+    struct g_binary g = {
+        .y = cuda_out(k),
+        .a = cuda_in(k, 0),
+        .b = cuda_in(k, 1),
+        .n = (uint32_t)a->count,
+        .dim = {1, 1, 1, 1},
+        .multiply = k->s->op == MP_OP_MUL,
+        .act = k->s->attr.act,
+    };
+    uint32_t step = 1;
+
+    if (a->count == b->count) { /* one long row */
+        g.dim[3] = g.n;
+        g.step[3] = 1;
+    } else {
+        for (int i = 0; i < a->ndim; i++)
+            g.dim[3 - i] = (uint32_t)a->dim[a->ndim - 1 - i];
+        for (int i = 0; i < b->ndim; i++) {
+            uint32_t d = (uint32_t)b->dim[b->ndim - 1 - i];
+
+            g.step[3 - i] = d == 1 ? 0 : step;
+            step *= d;
+        }
+    }
+    return cuda_each(k, GPU_binary, GPU_binary_8, g.dim[3] % 8 == 0, g.n, &g);
+}
+
+/* ---- from place to place ---- */
+
+/* Elements from one index of axis to the next. */
+static uint32_t unit(const struct mp_value *v, int axis)
+{
+    uint32_t n = 1;
+
+    for (int i = axis + 1; i < v->ndim; i++)
+        n *= (uint32_t)v->dim[i];
+    return n;
+}
+
+/* What is moved bit by bit needs no numbers: any 32 bits may be a float. */
+static int bits(int type)
+{
+    return type == MP_I32 ? MP_F32 : type;
+}
+
+static int copy(const struct call *k, struct g_copy *a, uint32_t y_at,
+                uint32_t x_at)
+{
+    int by_8 = (a->n | a->y_row | a->x_row | y_at | x_at) % 8 == 0;
+
+    a->y.p = (char *)a->y.p + y_at * mp_dtype_size((enum mp_dtype)a->y.type);
+    a->x.p =
+        (const char *)a->x.p + x_at * mp_dtype_size((enum mp_dtype)a->x.type);
+    a->y.type = bits(a->y.type);
+    a->x.type = bits(a->x.type);
+    return cuda_each(k, GPU_copy, GPU_copy_8, by_8, (size_t)a->rows * a->n, a);
+}
+
+static int concat(const struct call *k)
+{
+    const struct mp_value *y = out_value(k);
+    int axis = k->s->attr.axis, rc = 0;
+    uint32_t one = unit(y, axis), row = one * (uint32_t)y->dim[axis], at = 0;
+
+    for (int i = 0; i < k->s->nin && !rc; i++) {
+        uint32_t part = one * (uint32_t)cuda_in_value(k, i)->dim[axis];
+        struct g_copy a = {cuda_out(k), cuda_in(k, i), (uint32_t)y->count / row,
+                           part,        row,           part};
+
+        rc = copy(k, &a, at, 0);
+        at += part;
+    }
+    return rc;
+}
+
+static int slice(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0), *y = out_value(k);
+    int axis = k->s->attr.axis;
+    uint32_t one = unit(x, axis), row = one * (uint32_t)x->dim[axis];
+    uint32_t part = one * (uint32_t)y->dim[axis];
+    struct g_copy a = {cuda_out(k), cuda_in(k, 0), (uint32_t)x->count / row,
+                       part,        part,          row};
+
+    return copy(k, &a, 0, one * (uint32_t)k->s->attr.start);
+}
+
+static int flip(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+    int axis = k->s->attr.axis;
+    uint32_t inner = unit(x, axis), n = (uint32_t)x->dim[axis];
+    struct g_flip a = {cuda_out(k), cuda_in(k, 0),
+                       (uint32_t)x->count / inner / n, n, inner};
+
+    a.y.type = bits(a.y.type);
+    a.x.type = bits(a.x.type);
+    return cuda_each(k, GPU_flip, GPU_flip_8, inner % 8 == 0, x->count, &a);
+}
+
+static int spatial(const struct call *k)
+{
+    static const enum gpu_kernel kernel[MP_OP_COUNT][2] = {
+        [MP_OP_RESIZE] = {GPU_bilinear, GPU_bilinear_8},
+        [MP_OP_POOL] = {GPU_pool, GPU_pool_8},
+        [MP_OP_PAD] = {GPU_pad, GPU_pad_8},
+    };
+    static const enum gpu_kernel nearest[2] = {GPU_nearest, GPU_nearest_8};
+    const enum gpu_kernel *which =
+        k->s->attr.nearest ? nearest : kernel[k->s->op];
+    const int64_t *x = cuda_in_value(k, 0)->dim, *y = out_value(k)->dim;
+    const struct g_spatial a = {
+        .y = cuda_out(k),
+        .x = cuda_in(k, 0),
+        .n = (uint32_t)x[0],
+        .h = (uint32_t)x[1],
+        .w = (uint32_t)x[2],
+        .c = (uint32_t)x[3],
+        .yh = (uint32_t)y[1],
+        .yw = (uint32_t)y[2],
+        .top = (uint32_t)k->s->attr.start,
+        .left = (uint32_t)k->s->attr.left,
+        .y_scale = (float)x[1] / (float)y[1],
+        .x_scale = (float)x[2] / (float)y[2],
+    };
+
+    return cuda_each(k, which[0], which[1], a.c % 8 == 0, out_value(k)->count,
+                     &a);
+}
+
+/* ---- the table ---- */
+
+static const struct {
+    int (*run)(const struct call *k);
+    size_t (*scratch)(const struct call *k);
+    const char *name;
+} table[MP_OP_COUNT] = {
+    [MP_OP_ATTENTION] = {attention, NULL, NULL},
+    [MP_OP_GROUP_NORM] = {group_norm, group_norm_scratch, "own"},
+    [MP_OP_LAYER_NORM] = {by_rows, NULL, "own"},
+    [MP_OP_BATCH_NORM] = {by_rows, NULL, "own"},
+    [MP_OP_ACT] = {map, NULL, "own"},
+    [MP_OP_GEGLU] = {geglu, NULL, "own"},
+    [MP_OP_ADD] = {binary, NULL, "own"},
+    [MP_OP_MUL] = {binary, NULL, "own"},
+    [MP_OP_CONCAT] = {concat, NULL, "own"},
+    [MP_OP_SLICE] = {slice, NULL, "own"},
+    [MP_OP_RESIZE] = {spatial, NULL, "own"},
+    [MP_OP_POOL] = {spatial, NULL, "own"},
+    [MP_OP_PAD] = {spatial, NULL, "own"},
+    [MP_OP_FLIP] = {flip, NULL, "own"},
+    [MP_OP_SOFTMAX] = {by_rows, NULL, "own"},
+    [MP_OP_ARGMAX] = {by_rows, NULL, "own"},
+    [MP_OP_FLOAT] = {map, NULL, "own"},
+};
+
+/* Keys and values go into products with queries of 16 bits. */
+static enum mp_dtype type_of(const struct call *k, int i)
+{
+    enum mp_dtype q = cuda_in_value(k, 0)->dtype;
+
+    return k->s->op == MP_OP_ATTENTION && i > 0 &&
+                   cuda_in_value(k, 0)->place == MP_ARENA
+               ? q
+               : MP_F32;
+}
+
+int cuda_own_compile(const struct call *k, const struct mp_program *p)
+{
+    int rc = 0;
+
+    if (!table[k->s->op].run)
+        return mp_fail(k->err, MP_ENOTSUP, "cuda: no operation %d",
+                       (int)k->s->op);
+    for (int i = 0; i < k->s->nin && !rc; i++)
+        if (cuda_in_value(k, i)->place == MP_CONSTANT)
+            rc = cuda_pack(k, p, i, PLAIN, type_of(k, i));
+    if (!rc && k->s->op == MP_OP_ATTENTION)
+        rc = attention_check(k);
+    if (!rc && table[k->s->op].scratch)
+        k->c->scratch = table[k->s->op].scratch(k);
+    k->c->name = k->s->op == MP_OP_ATTENTION && !rc ? attention_name(k)
+                                                    : table[k->s->op].name;
+    return rc;
+}
+
+int cuda_own_run(const struct call *k)
+{
+    return table[k->s->op].run(k);
+}

@@ -1,0 +1,74 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# The CUDA backend without a GPU: its kernels and its code on the processor
+# (tests/sim), and that the module itself, where it was built, refuses with one
+# true sentence and "auto" goes on to the CPU where it cannot run.
+set -u
+srcdir=${srcdir:-.}
+builddir=${builddir:-.}
+keys=$srcdir/tests/golden/keys
+failures=0
+tested=0
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-cuda.XXXXXX") || exit 99
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
+
+fail() {
+    echo "FAIL: $*"
+    sed 's/^/    /' "$dir/err"
+    failures=$((failures + 1))
+}
+
+# ---- kernels and host code ----
+
+if [ ! -e "$builddir/tests/sim/gpusim.la" ]; then
+    echo "SKIPPED: kernels on the processor: there is no C++17 compiler"
+elif [ ! -e "$builddir/tests/test_ops" ]; then
+    echo "SKIPPED: kernels on the processor: Check was not found"
+else
+    tested=1
+    MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
+        "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
+        fail "test_ops on the simulated GPU"
+fi
+
+# ---- the module ----
+
+# refuses WHAT TEXT: with that wrong with the fake driver, it says TEXT.
+refuses() {
+    FAKE_CUDA=$1 LD_LIBRARY_PATH=$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+        "$builddir/mpipe-inspect" cuda > "$dir/out" 2> "$dir/err"
+    status=$?
+    [ $status != 0 ] || fail "$1: status 0"
+    [ "$(wc -l < "$dir/err")" = 1 ] && grep -q "^mpipe: cuda.*$2" "$dir/err" ||
+        fail "$1: not one line with \"$2\""
+}
+
+if [ ! -e "$builddir/backends/cuda.la" ]; then
+    echo "SKIPPED: the module: configured without CUDA"
+else
+    tested=1
+    MPIPE_BACKEND_PATH=$builddir/backends
+    export MPIPE_BACKEND_PATH
+    cp "$builddir/tests/sim/.libs/libcuda.so" "$dir/libcuda.so.1" || exit 99
+    refuses none "there is no NVIDIA GPU"
+    refuses "old driver" "is for CUDA 11.4, .* update the driver"
+    refuses "old device" "Fake 1000 has compute capability 7.5, .* needs 8.0"
+    refuses other "Fake 1000: not permitted"
+
+    mkdir "$dir/models"
+    # auto: says why, and computes on the CPU.
+    "$builddir/tests/make_weights" "$keys/tiny_depth.json" \
+        "$dir/models/demo-depth.safetensors" || exit 99
+    FAKE_CUDA=none LD_LIBRARY_PATH=$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+        MPIPE_MODEL_PATH=$dir/models "$builddir/mpipe" -v \
+        -c "$srcdir/conf/depth.ini" "$srcdir/samples/living_room.png" \
+        "$dir/results" \
+        > "$dir/out" 2> "$dir/err" || fail "auto without a GPU"
+    grep -q "not on a GPU: cuda: there is no NVIDIA GPU" "$dir/err" ||
+        fail "auto does not say why"
+fi
+
+[ $failures = 0 ] || exit 1
+[ $tested = 1 ] || exit 77

@@ -1,0 +1,240 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# tests/gpu.sh [--dry-run] [BUILD]
+# tests/gpu.sh --pack FILE.tar.xz [BUILD]
+# All that needs a GPU to be checked, and a table of it at the end. Run it on
+# the machine with the GPU; BUILD (default: .) is a built tree, which may have
+# been built elsewhere and carried there with this source folder beside it.
+# --dry-run: on any machine, everything up to the first call of the device.
+# --pack: source/, build/ and lib/ (the libraries that both need, but for those
+# of the system's C and of CUDA), for a machine that has none of them; there:
+#     tar xf FILE.tar.xz && MPIPE_LIBRARY_PATH=$PWD/lib source/tests/gpu.sh build
+# Environment: COMPUTE_SANITIZER, the program, if it is not on the PATH;
+# MPIPE_LIBRARY_PATH, folders of libraries that travelled with the tree.
+set -u
+
+dry=0 pack=
+case ${1:-} in
+--dry-run)
+    dry=1
+    shift
+    ;;
+--pack)
+    pack=${2:-}
+    [ $# -ge 2 ] && shift
+    shift
+    ;;
+esac
+if [ $# -gt 1 ]; then
+    sed -n 3,4p "$0" >&2
+    exit 2
+fi
+build=$(cd "${1:-.}" && pwd) || exit 2
+srcdir=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-gpu.XXXXXX") || exit 99
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+
+# PyTorch's wheels carry cuDNN and cuBLAS: for a machine without a toolkit.
+wheels=$(python3 -c 'import glob, os, torch
+site = os.path.dirname(os.path.dirname(torch.__file__))
+print(":".join(sorted(glob.glob(site + "/nvidia/*/lib"))))' 2>/dev/null)
+LD_LIBRARY_PATH=$build/.libs:${MPIPE_LIBRARY_PATH:-}:${LD_LIBRARY_PATH:-}:$wheels
+MPIPE_BACKEND_PATH=$build/backends
+MPIPE_PLUGIN_PATH=$build/plugins
+MPIPE_DATA_PATH=$srcdir/conf
+MPIPE_MODEL_PATH=$work/models
+MPIPE_TEST_BACKEND=cuda
+CK_FORK=no # CUDA must not be used after fork; and one context serves all
+export srcdir LD_LIBRARY_PATH MPIPE_BACKEND_PATH MPIPE_PLUGIN_PATH \
+    MPIPE_DATA_PATH MPIPE_MODEL_PATH MPIPE_TEST_BACKEND CK_FORK
+
+# Programs behind libtool's wrappers, which look for the folder of the build.
+program() {
+    dir=$(dirname "$1")
+    name=$(basename "$1")
+    if [ -x "$build/$dir/.libs/$name" ]; then
+        echo "$build/$dir/.libs/$name"
+    else
+        echo "$build/$1"
+    fi
+}
+mpipe=$(program mpipe)
+inspect=$(program mpipe-inspect)
+ops=$(program tests/test_ops)
+net=$(program tests/test_net)
+make_weights=$(program tests/make_weights)
+
+if [ -n "$pack" ]; then
+    mkdir -p "$work/lib" "$work/build/backends" || exit 99
+    for f in mpipe mpipe-inspect tests/test_ops tests/test_net \
+        tests/make_weights bench/bench; do
+        mkdir -p "$work/build/$(dirname "$f")"
+        cp "$(program $f)" "$work/build/$f" || exit 99
+    done
+    cp -r "$build/plugins" "$work/build/" &&
+        cp "$build/backends/.libs/cuda.so" "$work/build/backends/" || exit 99
+    for f in "$work"/build/plugins/.libs/*.so; do
+        mv "$f" "$work/build/plugins/"
+    done
+    rm -rf "$work"/build/plugins/.libs "$work"/build/plugins/*.la
+    ldd "$mpipe" "$ops" | awk '$3 ~ /^\// { print $3 }' | sort -u |
+        grep -vE '/(libc|libm|libdl|librt|libpthread)\.so' |
+        while read -r f; do cp -L "$f" "$work/lib/"; done
+    (cd "$srcdir" && tar cf - conf samples tests bench) |
+        (mkdir "$work/source" && cd "$work/source" && tar xf -) || exit 99
+    tar cJf "$pack" -C "$work" source build lib && ls -l "$pack"
+    exit
+fi
+
+failed=0
+note() { # RESULT WHAT DETAIL
+    printf '%-8s %-34s %s\n' "$1" "$2" "$3" >> "$work/table"
+    [ "$1" != FAILED ] || failed=1
+}
+
+# try WHAT COMMAND...: its output is shown; its status counts.
+try() {
+    what=$1
+    shift
+    echo "== $what: $*"
+    "$@" > "$work/log" 2>&1
+    status=$?
+    tail -n 40 "$work/log"
+    last=$(grep -aE 'Checks:|ERROR SUMMARY|passed|differ' "$work/log" |
+        tail -n 1)
+    if [ $status = 0 ]; then
+        note ok "$what" "$last"
+    else
+        note FAILED "$what" "status $status; $last"
+    fi
+    return $status
+}
+
+for f in "$mpipe" "$inspect" "$ops" "$net" "$make_weights" \
+    "$build/backends"/cuda.*; do
+    [ -e "$f" ] && continue
+    echo "gpu.sh: no $f: build it first, with CUDA and Check" >&2
+    exit 2
+done
+mkdir "$work/models"
+for task in seg depth; do
+    "$make_weights" "$srcdir/tests/golden/keys/tiny_$task.json" \
+        "$work/models/demo-$task.safetensors" || exit 99
+done
+
+"$inspect" cuda > "$work/inspect" 2>&1
+rc=$?
+cat "$work/inspect"
+if [ $rc != 0 ] && [ $dry = 0 ]; then
+    echo "gpu.sh: there is no GPU to test on" >&2
+    exit 77
+fi
+if [ $dry = 1 ]; then
+    grep -q '^cuda: NVIDIA GPUs' "$work/inspect" || {
+        echo "gpu.sh: the module does not load" >&2
+        exit 1
+    }
+    echo "dry run: the module, the programs and the weights are there; all" \
+        "that follows calls the device"
+    exit 0
+fi
+
+# ---- every op, whole networks ----
+
+try "ops" "$ops"
+try "networks against goldens" "$net"
+# Our kernels alone: what else happens only where a library has no way.
+MPIPE_CUDA_LIBRARIES=no try "ops without libraries" "$ops"
+MPIPE_CUDA_LIBRARIES=no try "networks without libraries" "$net"
+
+# ---- the program ----
+
+# run NAME TASK OPTION...: results into $work/NAME.
+run() {
+    name=$1 task=$2
+    shift 2
+    "$mpipe" -q -c "$srcdir/conf/$task.ini" -o compute.backend=cuda "$@" \
+        "$srcdir/samples" "$work/$name"
+}
+# The same bytes, whatever else a run differs in.
+# shellcheck disable=SC2317 # called by name Times are in run*.json.
+same() {
+    diff -rq -x 'run*.json' "$work/$1" "$work/$2"
+}
+for precision in fp32 tf32 bf16 fp16; do
+    try "mpipe seg $precision" run "seg-$precision" seg \
+        -o compute.precision=$precision
+    try "mpipe depth $precision" run "depth-$precision" depth \
+        -o compute.precision=$precision
+done
+if run again seg -o compute.precision=bf16; then
+    try "the same run twice, bytes" same seg-bf16 again
+fi
+for batch in 1 3; do
+    MPIPE_CUDA_LIBRARIES=no run "own$batch" seg -o compute.batch=$batch ||
+        note FAILED "batch $batch" "status $?"
+    run "lib$batch" seg -o compute.batch=$batch ||
+        note FAILED "batch $batch, libraries" "status $?"
+done
+try "bytes for any batch, own kernels" same own1 own3
+# Libraries may choose another way for another batch: told, not failed.
+if same lib1 lib3 > "$work/log"; then
+    note ok "bytes for any batch, libraries" ""
+else
+    note told "bytes for any batch, libraries" "$(wc -l < "$work/log") differ"
+fi
+
+# ---- memory ----
+
+sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer)}
+if [ -n "$sanitizer" ]; then
+    # Our kernels; a few cases of each: it is a hundred times slower.
+    MPIPE_CUDA_LIBRARIES=no
+    export MPIPE_CUDA_LIBRARIES
+    for tool in memcheck racecheck initcheck synccheck; do
+        try "compute-sanitizer $tool" "$sanitizer" --tool $tool \
+            --error-exitcode 9 "$ops"
+    done
+    unset MPIPE_CUDA_LIBRARIES
+else
+    note SKIPPED "compute-sanitizer" "not found"
+fi
+
+# Memory in use must not grow with the number of runs.
+# shellcheck disable=SC2154,SC2317
+leaks() {
+    for n in 20 1000; do
+        mkdir -p "$work/many$n"
+        i=0
+        while [ "$i" -lt "$n" ]; do
+            ln -s "$srcdir/samples/desk.jpg" "$work/many$n/$i.jpg"
+            i=$((i + 1))
+        done
+        "$mpipe" -q -c "$srcdir/conf/depth.ini" -o compute.backend=cuda \
+            "$work/many$n" "$work/leak$n" &
+        pid=$!
+        most=0
+        while kill -0 $pid 2>/dev/null; do
+            now=$(nvidia-smi --query-compute-apps=used_memory \
+                --format=csv,noheader,nounits 2>/dev/null | sort -n | tail -n 1)
+            [ "${now:-0}" -gt "$most" ] 2>/dev/null && most=$now
+            sleep 0.2
+        done
+        wait $pid || return 1
+        echo "$n pictures: at most $most MiB"
+        eval "most$n=$most"
+    done
+    echo "passed: 20 pictures $most20 MiB, 1000 pictures $most1000 MiB"
+    [ "$most1000" -le $((most20 + 64)) ]
+}
+if command -v nvidia-smi > /dev/null; then
+    try "memory of 1000 runs" leaks
+else
+    note SKIPPED "memory of 1000 runs" "no nvidia-smi"
+fi
+
+echo
+cat "$work/table"
+[ $failed = 0 ] && echo "gpu.sh: all good" || echo "gpu.sh: FAILED" >&2
+exit $failed
