@@ -273,6 +273,37 @@ wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
 
+# ---- TCP ----
+
+# tcp CODE ARGUMENT...: status of a request over TCP
+port=$((20000 + $$ % 20000))
+tcp() {
+    want=$1
+    shift
+    got=$(curl -sS --max-time 60 -o body -w '%{http_code}' "$@" \
+        "http://127.0.0.1:$port/v2/health/live")
+    [ "$got" = "$want" ] || fail "status $got, not $want over TCP: $*"
+}
+start -o http.listen=127.0.0.1:$port
+tcp 200
+tcp 200 -H "Host: localhost:$port" -H "Origin: http://localhost:$port"
+tcp 403 -H 'Host: pictures.example'
+tcp 403 -H 'Origin: http://pictures.example'
+tcp 403 -H 'Origin: null'
+stop
+echo 0123456789abcdef > token
+chmod 600 token
+start -o http.listen=127.0.0.1:$port -o http.token_file=token
+tcp 401
+says '"error":"a token is needed'
+tcp 401 -H 'Authorization: Bearer 0123456789abcdeg'
+tcp 401 -H 'Authorization: Bearer 0123456789abcdef0'
+tcp 401 -H 'Authorization: Bearer '
+tcp 401 -H 'Authorization: Basic 0123456789abcdef'
+tcp 200 -H 'Authorization: Bearer 0123456789abcdef'
+status 200 http://localhost/v2/health/live
+stop
+
 # ---- what is refused at the start ----
 
 # refused TEXT ARGUMENT...: mpiped ends with 2 and says so

@@ -37,7 +37,7 @@ struct task {
     uint64_t id;
     enum state state; /* BUSY: a thread's, or the network's */
     int rc;
-    int cancelled;
+    _Atomic int cancelled; /* set by the receiving thread, at any time */
     struct hosted *host;
     json_t *text;
     struct mp_blob blob;
