@@ -64,23 +64,32 @@ static int make(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
     return rc;
 }
 
+/* A row of what a descriptor is told. */
+struct attribute {
+    cudnnBackendAttributeName_t name;
+    cudnnBackendAttributeType_t type;
+    int64_t n;
+    const void *value;
+};
+
 static int set(struct dnn_plan *p, cudnnBackendDescriptor_t d,
-               cudnnBackendAttributeName_t name,
-               cudnnBackendAttributeType_t type, int64_t n, const void *value,
-               struct mp_error *err)
+               struct attribute a, struct mp_error *err)
 {
     const struct gpu *g = p->base.gpu;
 
-    return status(
-        g, g->dnn.cudnnBackendSetAttribute(d, name, type, n, (void *)value),
-        "setting an attribute", err);
+    return status(g,
+                  g->dnn.cudnnBackendSetAttribute(d, a.name, a.type, a.n,
+                                                  (void *)a.value),
+                  "setting an attribute", err);
 }
 
 static int link_to(struct dnn_plan *p, cudnnBackendDescriptor_t d,
                    cudnnBackendAttributeName_t name,
                    cudnnBackendDescriptor_t other, struct mp_error *err)
 {
-    return set(p, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &other, err);
+    const struct attribute a = {name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &other};
+
+    return set(p, d, a, err);
 }
 
 static int finish(struct dnn_plan *p, cudnnBackendDescriptor_t d,
@@ -90,6 +99,19 @@ static int finish(struct dnn_plan *p, cudnnBackendDescriptor_t d,
 
     return status(g, g->dnn.cudnnBackendFinalize(d), what, err);
 }
+
+/* Make, tell, finish. */
+static int build(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                 cudnnBackendDescriptorType_t type, const struct attribute *a,
+                 size_t n, const char *what, struct mp_error *err)
+{
+    int rc = make(out, p, type, err);
+
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = set(p, *out, a[i], err);
+    return rc ? rc : finish(p, *out, what, err);
+}
+#define COUNT(a) (sizeof(a) / sizeof *(a))
 
 static cudnnDataType_t type_of(enum mp_dtype t)
 {
@@ -106,30 +128,20 @@ static int tensor(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
 {
     const int64_t step[4] = {dim[1] * dim[2] * dim[3], 1, dim[3] * dim[1],
                              dim[1]};
-    cudnnDataType_t type = type_of(t);
-    int64_t align = 16; /* of arena, constants and slices alike */
-    bool is_virtual = uid > Y;
-    int rc = make(out, p, CUDNN_BACKEND_TENSOR_DESCRIPTOR, err);
+    const int64_t align = 16; /* of arena and constants alike */
+    const cudnnDataType_t type = type_of(t);
+    const bool is_virtual = uid > Y;
+    const struct attribute a[] = {
+        {CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type},
+        {CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dim},
+        {CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, step},
+        {CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &uid},
+        {CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &align},
+        {CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &is_virtual},
+    };
 
-    if (!rc)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1,
-                 &type, err);
-    if (!rc)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4,
-                 dim, err);
-    if (!rc)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, step,
-                 err);
-    if (!rc)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1,
-                 &uid, err);
-    if (!rc)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1,
-                 &align, err);
-    if (!rc && is_virtual)
-        rc = set(p, *out, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1,
-                 &is_virtual, err);
-    return rc ? rc : finish(p, *out, "a tensor", err);
+    return build(out, p, CUDNN_BACKEND_TENSOR_DESCRIPTOR, a, COUNT(a),
+                 "a tensor", err);
 }
 
 /* ---- operations ---- */
@@ -143,55 +155,41 @@ static int convolution(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
     const int64_t before[2] = {c->conv.top, c->conv.left};
     const int64_t after[2] = {c->conv.bottom, c->conv.right};
     const int64_t dilation[2] = {1, 1}, axes = 2;
-    cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
-    cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
-    float one = 1, zero = 0;
-    cudnnBackendDescriptor_t d = NULL, op = NULL;
-    int rc = make(&d, p, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, err);
+    const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
+    const cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
+    const float one = 1, zero = 0;
+    cudnnBackendDescriptor_t d = NULL;
+    const struct attribute how[] = {
+        {CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &axes},
+        {CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &f32},
+        {CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1,
+         &mode},
+        {CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2, before},
+        {CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, 2, after},
+        {CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, stride},
+        {CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, dilation},
+    };
+    const struct attribute what[] = {
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+         CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &d},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+         CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &x},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+         CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &w},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+         CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &y},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1,
+         &one},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1,
+         &zero},
+    };
+    int rc = build(&d, p, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, how, COUNT(how),
+                   "a convolution", err);
 
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1,
-                 &axes, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE,
-                 1, &f32, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_CONV_MODE,
-                 CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2,
-                 before, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64,
-                 2, after, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64,
-                 2, stride, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2,
-                 dilation, err);
-    if (!rc)
-        rc = finish(p, d, "a convolution", err);
-    if (!rc)
-        rc = make(&op, p,
-                  CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
-                     d, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, y, err);
-    if (!rc)
-        rc = set(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
-                 CUDNN_TYPE_FLOAT, 1, &one, err);
-    if (!rc)
-        rc = set(p, op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
-                 CUDNN_TYPE_FLOAT, 1, &zero, err);
-    *out = op;
-    return rc ? rc : finish(p, op, "a convolution", err);
+    return rc ? rc
+              : build(out, p,
+                      CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+                      what, COUNT(what), "a convolution", err);
 }
 
 /* y = x + b, or relu(x) where b is NULL. */
@@ -199,33 +197,30 @@ static int pointwise(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
                      cudnnBackendDescriptor_t x, cudnnBackendDescriptor_t b,
                      cudnnBackendDescriptor_t y, struct mp_error *err)
 {
-    cudnnPointwiseMode_t mode =
+    const cudnnPointwiseMode_t mode =
         b ? CUDNN_POINTWISE_ADD : CUDNN_POINTWISE_RELU_FWD;
-    cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
-    cudnnBackendDescriptor_t d = NULL, op = NULL;
-    int rc = make(&d, p, CUDNN_BACKEND_POINTWISE_DESCRIPTOR, err);
+    const cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
+    cudnnBackendDescriptor_t d = NULL;
+    const struct attribute how[] = {
+        {CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode},
+        {CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &f32},
+    };
+    const struct attribute what[] = {
+        {CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR,
+         CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &d},
+        {CUDNN_ATTR_OPERATION_POINTWISE_XDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &x},
+        {CUDNN_ATTR_OPERATION_POINTWISE_YDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &y},
+        {CUDNN_ATTR_OPERATION_POINTWISE_BDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &b}, /* only of a sum */
+    };
+    int rc = build(&d, p, CUDNN_BACKEND_POINTWISE_DESCRIPTOR, how, COUNT(how),
+                   "a sum", err);
 
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1,
-                 &mode, err);
-    if (!rc)
-        rc = set(p, d, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1,
-                 &f32, err);
-    if (!rc)
-        rc = finish(p, d, "a sum", err);
-    if (!rc)
-        rc = make(&op, p, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, d,
-                     err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x, err);
-    if (!rc && b)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b, err);
-    if (!rc)
-        rc = link_to(p, op, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y, err);
-    *out = op;
-    return rc ? rc : finish(p, op, "a sum", err);
+    return rc ? rc
+              : build(out, p, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR,
+                      what, COUNT(what) - !b, "a sum", err);
 }
 
 /* The operations, each of which but the last gives a virtual tensor. */
@@ -374,8 +369,10 @@ static int choose(struct dnn_plan *p, const struct lib_conv *c,
         rc =
             link_to(p, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph, err);
     if (!rc)
-        rc = set(p, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1,
-                 &mode, err);
+        rc = set(p, heur,
+                 (struct attribute){CUDNN_ATTR_ENGINEHEUR_MODE,
+                                    CUDNN_TYPE_HEUR_MODE, 1, &mode},
+                 err);
     if (!rc)
         rc = describe(p, heur, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, err);
     if (!rc)
@@ -438,14 +435,15 @@ static int run(struct lib_plan *base, const struct lib_data *d,
                 "addresses", err);
     if (rc)
         return rc;
-    rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n,
-             uid, err);
-    if (!rc)
-        rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
-                 CUDNN_TYPE_VOID_PTR, n, at, err);
-    if (!rc)
-        rc = set(p, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
-                 CUDNN_TYPE_VOID_PTR, 1, &work, err);
+    for (int i = 0; i < 3 && !rc; i++) {
+        const struct attribute a[3] = {
+            {CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, uid},
+            {CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, at},
+            {CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &work},
+        };
+
+        rc = set(p, pack, a[i], err);
+    }
     if (!rc)
         rc = finish(p, pack, "addresses", err);
     if (!rc)
@@ -478,11 +476,15 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     if (!rc)
         rc = make(&graph, p, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, err);
     if (!rc)
-        rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS,
-                 CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op, err);
+        rc = set(p, graph,
+                 (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_OPS,
+                                    CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op},
+                 err);
     if (!rc && g->dnn_handle)
-        rc = set(p, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
-                 1, &g->dnn_handle, err);
+        rc = set(p, graph,
+                 (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
+                                    CUDNN_TYPE_HANDLE, 1, &g->dnn_handle},
+                 err);
     if (!rc)
         rc = finish(p, graph, "a graph", err);
     if (!rc)
