@@ -231,8 +231,7 @@ static int take_given(int kind, int fd)
     rc = mp_listen_open(&l, &conf, &err);
     fd = l.fd[0];
     mp_listen_close(&l);
-    return (rc == want ? STATUS : 0) |
-           ((fd == 3) == (kind != 2) ? SOCKET : 0) |
+    return (rc == want ? STATUS : 0) | ((fd == 3) == (kind != 2) ? SOCKET : 0) |
            (!getenv("LISTEN_FDS") ? UNSET : 0) |
            (!rc || strstr(err.text, "token_file") ? TEXT : 0);
 }
