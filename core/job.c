@@ -156,10 +156,15 @@ static struct slot *next_task(struct run *r)
 static void load(struct run *r, struct slot *s, const struct mp_input *input)
 {
     double began = mp_now();
-    int rc = mp_picture_job_load(&s->p, input, r->job->settings);
+    int gone = 0;
+    int rc = r->job->client
+                 ? mp_client_picture(r->job->client, &s->p, input, &gone)
+                 : mp_picture_job_load(&s->p, input, r->job->settings);
 
     pthread_mutex_lock(&r->lock);
     r->seconds.read += mp_now() - began;
+    if (gone)
+        stop_run(r, &s->p.err);
     s->state = LOADED;
     s->rc = rc;
     pthread_cond_broadcast(&r->changed);
@@ -499,6 +504,8 @@ static int start_threads(struct run *r, struct mp_error *err)
     sigset_t all, before;
 
     want = want < 2 ? 2 : want > THREADS_MAX ? THREADS_MAX : want;
+    if (r->job->client)
+        want = THREADS_MAX; /* they wait, most of the time */
     r->batch = r->job->settings->compute.batch > 0
                    ? (size_t)r->job->settings->compute.batch
                    : 1;

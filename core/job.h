@@ -15,11 +15,13 @@
 #define CORE_JOB_H
 
 #include <signal.h>
+#include "client.h"
 #include "record.h"
 
 struct mp_job { /* borrowed until the run ends */
     const struct mp_settings *settings;
     struct mp_pipeline *pipeline;
+    struct mp_client *client; /* NULL: the pipeline runs here */
     const struct mp_inputs *inputs;
     const char *out; /* folder; made if it is not there */
     struct mp_shard shard;

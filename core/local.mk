@@ -5,6 +5,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/base.c \
 	%reldir%/boxes.c %reldir%/boxes.h \
 	%reldir%/classes.c %reldir%/classes.h \
+	%reldir%/client.c %reldir%/client.h \
 	%reldir%/conf.c %reldir%/conf.h \
 	%reldir%/device.c %reldir%/device.h \
 	%reldir%/fold.c %reldir%/fold.h \

@@ -24,6 +24,10 @@ static const char usage[] =
     "  -r, --recursive           the folders below IN too\n"
     "  -P, --plugins DIR         look for heads in DIR first; may be repeated\n"
     "      --resume              skip pictures whose results are complete\n"
+    "      --daemon WORD         use the mpiped of [daemon] socket: auto, if "
+    "it "
+    "can;\n"
+    "                            never; require: or fail\n"
     "      --shard I/N           do part I of N; auto: from the environment "
     "of\n"
     "                            Slurm, Open MPI or PMI\n"
@@ -37,7 +41,8 @@ static const char usage[] =
     "3 device, disk or internal failure; killed by the signal when "
     "interrupted\n";
 
-enum { RESUME = 256, SHARD, DUMP, HELP, OPT_VERSION };
+enum { RESUME = 256, SHARD, DAEMON, DUMP, HELP, OPT_VERSION };
+enum daemon { AUTO, NEVER, REQUIRE };
 
 static const struct option long_options[] = {
     {"config", required_argument, NULL, 'c'},
@@ -48,6 +53,7 @@ static const struct option long_options[] = {
     {"verbose", no_argument, NULL, 'v'},
     {"resume", no_argument, NULL, RESUME},
     {"shard", required_argument, NULL, SHARD},
+    {"daemon", required_argument, NULL, DAEMON},
     {"dump-config", no_argument, NULL, DUMP},
     {"help", no_argument, NULL, HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -57,6 +63,7 @@ struct arguments {
     const char *file, **assign; /* room for argc of them */
     size_t nassign;
     int recursive, resume, dump, level;
+    enum daemon daemon;
     struct mp_shard shard;
     const char *in, *out;
 };
@@ -101,6 +108,19 @@ static int print_and_end(const char *text)
     return 0;
 }
 
+static int parse_daemon(enum daemon *out, const char *word,
+                        struct mp_error *err)
+{
+    static const char *const words[] = {"auto", "never", "require"};
+
+    for (int i = AUTO; i <= REQUIRE; i++)
+        if (!strcmp(word, words[i])) {
+            *out = (enum daemon)i;
+            return 0;
+        }
+    return mp_fail(err, MP_EINVAL, "--daemon %s: auto, never or require", word);
+}
+
 static int take_option(struct arguments *a, int c, struct mp_error *err)
 {
     switch (c) {
@@ -126,6 +146,8 @@ static int take_option(struct arguments *a, int c, struct mp_error *err)
         return 0;
     case SHARD:
         return mp_shard_parse(&a->shard, optarg, err);
+    case DAEMON:
+        return parse_daemon(&a->daemon, optarg, err);
     case DUMP:
         a->dump = 1;
         return 0;
@@ -163,10 +185,48 @@ static int parse(struct arguments *a, int argc, char **argv, int *status,
 
 /* ---- the run ---- */
 
+/* A daemon to ask, if there is one and it may be asked. 0 without one: run the
+ * pipeline here. */
+static int find_daemon(struct mp_client **c, const struct arguments *a,
+                       const struct mp_settings *s, struct mp_error *err)
+{
+    int is_set = strcmp(s->daemon.socket, "none") != 0, rc;
+    struct mp_error why = {0};
+
+    *c = NULL;
+    if (a->daemon == NEVER || (a->daemon == AUTO && !is_set))
+        return 0;
+    if (!is_set)
+        return mp_fail(err, MP_EINVAL,
+                       "--daemon require: [daemon] socket is not set");
+    rc = mp_client_open(c, s, &why);
+    if (!rc || a->daemon == AUTO) {
+        if (rc)
+            mp_log(MP_LOG_INFO, "daemon", "not used: %s", why.text);
+        return 0;
+    }
+    return mp_fail(err, MP_EINVAL, "--daemon require: %s", why.text);
+}
+
+/* The pipeline, here or over there. */
+static int open_pipeline(struct mp_pipeline **p, struct mp_client **c,
+                         const struct arguments *a, const struct mp_settings *s,
+                         struct mp_error *err)
+{
+    int rc = find_daemon(c, a, s, err);
+
+    if (rc || !*c)
+        return rc ? rc : mp_settings_pipeline(p, s, err);
+    *p = mp_client_pipeline(*c);
+    mp_log(MP_LOG_INFO, "daemon", "%s: %s", s->daemon.socket,
+           mp_pipeline_backend(*p));
+    return 0;
+}
+
 /* Everything that can be found wrong before the first picture. */
-static int prepare(struct mp_pipeline **p, const struct arguments *a,
-                   struct mp_settings *s, struct mp_inputs *in,
-                   struct mp_error *err)
+static int prepare(struct mp_pipeline **p, struct mp_client **c,
+                   const struct arguments *a, struct mp_settings *s,
+                   struct mp_inputs *in, struct mp_error *err)
 {
     int rc = mp_inputs_open(in, a->in, a->recursive, a->out, err);
 
@@ -176,7 +236,7 @@ static int prepare(struct mp_pipeline **p, const struct arguments *a,
     mp_log(MP_LOG_INFO, "inputs", "%zu pictures, %zu other files", in->n,
            in->others);
     rc = mp_settings_files(s, err);
-    return rc ? rc : mp_settings_pipeline(p, s, err);
+    return rc ? rc : open_pipeline(p, c, a, s, err);
 }
 
 static void summarise(const struct mp_counts *c, const char *out)
@@ -192,11 +252,13 @@ static void summarise(const struct mp_counts *c, const char *out)
 }
 
 static int run(const struct arguments *a, struct mp_settings *s,
-               struct mp_pipeline *p, const struct mp_inputs *in,
-               struct mp_counts *counts, struct mp_error *err)
+               struct mp_pipeline *p, struct mp_client *c,
+               const struct mp_inputs *in, struct mp_counts *counts,
+               struct mp_error *err)
 {
     struct mp_job job = {.settings = s,
                          .pipeline = p,
+                         .client = c,
                          .inputs = in,
                          .out = a->out,
                          .shard = a->shard,
@@ -231,17 +293,21 @@ static int all(struct arguments *a, struct mp_error *err)
     struct mp_inputs in = {0};
     struct mp_counts counts = {0};
     struct mp_pipeline *p = NULL;
+    struct mp_client *c = NULL;
     int rc = mp_settings_open(&s, a->file, a->assign, a->nassign, err);
 
     if (!rc && a->dump)
         rc = mp_settings_dump(s, stdout, err);
     else if (!rc)
-        rc = prepare(&p, a, s, &in, err);
+        rc = prepare(&p, &c, a, s, &in, err);
     /* so far, a file that cannot be read is one that was named wrongly */
     rc = rc == MP_EIO && !(s && a->dump) ? MP_EINVAL : rc;
     if (p)
-        rc = run(a, s, p, &in, &counts, err);
-    mp_pipeline_close(p);
+        rc = run(a, s, p, c, &in, &counts, err);
+    if (c)
+        mp_client_close(c); /* and its pipeline */
+    else
+        mp_pipeline_close(p);
     mp_inputs_free(&in);
     mp_settings_free(s);
     return exit_status(rc, &counts);

@@ -420,6 +420,8 @@ int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
     int rc = 0;
 
     p->stage = "write";
+    if (p->done.n)
+        return mp_sink_kept(&sink, &p->done, &p->err);
     if (!s->plugin->merge && !(maps = maps_as_results(p)))
         rc = no_memory(&p->err);
     if (!rc)
@@ -440,6 +442,7 @@ void mp_picture_job_free(struct mp_picture_job *p)
     for (size_t i = 0; i < p->nresult; i++)
         free((void *)p->result[i].data);
     mp_picture_free(&p->source);
+    mp_keep_free(&p->done);
     free((void *)p->sum.data);
     free(p->box);
     free(p->id);

@@ -37,6 +37,7 @@ struct mp_picture_job {
     size_t nresult;
     double network;       /* seconds */
     struct mp_keep *keep; /* borrowed: results go here, not to files */
+    struct mp_keep done;  /* results that came from elsewhere */
 };
 
 /* Read it, ask the head for views, scale. */

@@ -34,6 +34,7 @@ struct mp_pipeline {
     struct mp_pipeline_times times;
     int profile;
     char backend_text[256], network_text[256];
+    char *device_text, *precision_text; /* elsewhere; else NULL */
 };
 
 static double now(void)
@@ -228,6 +229,27 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
     return 0;
 }
 
+int mp_pipeline_elsewhere(struct mp_pipeline **out, const char *backend,
+                          const char *device, const char *precision,
+                          const char *network, struct mp_error *err)
+{
+    struct mp_pipeline *p = calloc(1, sizeof *p);
+
+    if (p) {
+        p->device_text = strdup(device);
+        p->precision_text = strdup(precision);
+    }
+    if (!p || !p->device_text || !p->precision_text) {
+        mp_pipeline_close(p);
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    }
+    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s", backend,
+             device, precision);
+    snprintf(p->network_text, sizeof p->network_text, "%s", network);
+    *out = p;
+    return 0;
+}
+
 void mp_pipeline_close(struct mp_pipeline *p)
 {
     if (!p)
@@ -241,6 +263,8 @@ void mp_pipeline_close(struct mp_pipeline *p)
         p->device.backend->close(p->device.device);
     }
     mp_weights_close(p->weights);
+    free(p->device_text);
+    free(p->precision_text);
     free(p);
 }
 
@@ -437,11 +461,13 @@ const char *mp_pipeline_backend(const struct mp_pipeline *p)
 
 const char *mp_pipeline_device(const struct mp_pipeline *p)
 {
-    return p->device.info.name;
+    return p->device_text ? p->device_text : p->device.info.name;
 }
 
 const char *mp_pipeline_precision(const struct mp_pipeline *p)
 {
+    if (p->precision_text)
+        return p->precision_text;
     if (p->conf.precision == MP_PREC_TF32)
         return "tf32";
     return p->device.dtype == MP_BF16  ? "bf16"

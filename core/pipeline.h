@@ -42,6 +42,11 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
                      struct mp_error *err);
 void mp_pipeline_close(struct mp_pipeline *p);
 
+/* One that runs elsewhere: it only tells of itself, with these texts. */
+int mp_pipeline_elsewhere(struct mp_pipeline **out, const char *backend,
+                          const char *device, const char *precision,
+                          const char *network, struct mp_error *err);
+
 /* From now on the head has this configuration, whose options that differ from
  * those of open are told by `text` ("" for none): equal texts, equal
  * configurations. Both are borrowed until the next call. Sessions are compiled

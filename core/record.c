@@ -115,6 +115,7 @@ static json_t *describe(const struct mp_settings *s,
 static int is_compared(const char *section, const char *key)
 {
     return strcmp(section, "compute") && strcmp(section, "eval") &&
+           strcmp(section, "daemon") &&
            (strcmp(section, "model") || strcmp(key, "checkpoint"));
 }
 

@@ -54,6 +54,12 @@ static const struct mp_option output_rows[] = {
         "Kinds of results, separated by blanks; default is the head's choice"),
     {0}
 };
+static const struct mp_option daemon_rows[] = {
+    ROW(daemon, socket, STRING, "none", 0, 0, NULL, NULL,
+        "Socket of an mpiped to ask in place of a pipeline of one's own; none: "
+        "no mpiped"),
+    {0}
+};
 static const struct mp_option eval_rows[] = {
     ROW(eval, crop, CHOICE, "none", 0, 0, "none nyu garg eigen", NULL,
         "Depth: the part of a map that counts"),
@@ -86,11 +92,9 @@ static const struct mp_option eval_rows[] = {
 static const struct {
     const char *name;
     const struct mp_option *rows;
-} sections[] = {{"pipeline", pipeline_rows},
-                {"model", model_rows},
-                {"compute", compute_rows},
-                {"output", output_rows},
-                {"eval", eval_rows}};
+} sections[] = {{"pipeline", pipeline_rows}, {"model", model_rows},
+                {"compute", compute_rows},   {"output", output_rows},
+                {"daemon", daemon_rows},     {"eval", eval_rows}};
 
 #define NSECTION (sizeof sections / sizeof *sections)
 

@@ -51,6 +51,9 @@ struct mp_settings {
     struct {
         char *formats;
     } output;
+    struct {
+        char *socket;
+    } daemon;
     struct mp_eval_conf eval;
 
     const struct mp_plugin *plugin; /* NULL: no head was named */

@@ -109,8 +109,8 @@ static struct mp_kept *add_kept(struct mp_keep *k, const char *kind,
     return more;
 }
 
-static int keep_bytes(struct mp_keep *k, const char *kind, const char *suffix,
-                      const void *bytes, size_t n, struct mp_error *err)
+int mp_keep_add(struct mp_keep *k, const char *kind, const char *suffix,
+                const void *bytes, size_t n, struct mp_error *err)
 {
     struct mp_kept *one = add_kept(k, kind, suffix);
 
@@ -158,10 +158,10 @@ static int keep_png(struct mp_keep *k, const char *kind,
 
     if (!k->plain)
         return keep_file(k, kind, "png", encode_png, png, err);
-    rc = keep_bytes(k, kind, "png", png->px,
-                    (size_t)png->width * (size_t)png->height *
-                        (size_t)png->channels * (size_t)(png->bits / 8),
-                    err);
+    rc = mp_keep_add(k, kind, "png", png->px,
+                     (size_t)png->width * (size_t)png->height *
+                         (size_t)png->channels * (size_t)(png->bits / 8),
+                     err);
     if (rc)
         return rc;
     k->at[k->n - 1].dtype = png->bits == 16 ? MP_U16 : MP_U8;
@@ -182,7 +182,7 @@ static int keep_npy(struct mp_keep *k, const char *kind,
         return keep_file(k, kind, "npy", encode_npy, t, err);
     for (int i = 0; i < t->ndim; i++)
         n *= (size_t)t->dim[i];
-    rc = keep_bytes(k, kind, "npy", t->data, n, err);
+    rc = mp_keep_add(k, kind, "npy", t->data, n, err);
     if (rc)
         return rc;
     k->at[k->n - 1].dtype = t->dtype;
@@ -236,11 +236,30 @@ int mp_sink_json(struct mp_sink *s, const char *kind, const char *text,
     if (!is_due(s, kind, &rc, err))
         return rc;
     if (s->keep)
-        return keep_bytes(s->keep, kind, "json", text, strlen(text), err);
+        return mp_keep_add(s->keep, kind, "json", text, strlen(text), err);
     path = place(s, kind, "json", &rc, err);
     if (path)
         rc = mp_file_write(path, text, strlen(text), err);
     free(path);
+    return rc;
+}
+
+int mp_sink_kept(const struct mp_sink *s, const struct mp_keep *k,
+                 struct mp_error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < k->n && !rc; i++) {
+        const struct mp_kept *one = &k->at[i];
+        char *path;
+
+        if (!is_due(s, one->kind, &rc, err))
+            continue;
+        path = place(s, one->kind, one->suffix, &rc, err);
+        if (path)
+            rc = mp_file_write(path, one->bytes, one->n, err);
+        free(path);
+    }
     return rc;
 }
 

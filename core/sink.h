@@ -27,6 +27,9 @@ struct mp_keep {
     struct mp_kept *at;
     size_t n;
 };
+/* One more; all but the suffix is copied. */
+int mp_keep_add(struct mp_keep *k, const char *kind, const char *suffix,
+                const void *bytes, size_t n, struct mp_error *err);
 void mp_keep_free(struct mp_keep *k); /* what it holds */
 
 struct mp_sink { /* all borrowed */
@@ -38,6 +41,9 @@ struct mp_sink { /* all borrowed */
     struct mp_keep *keep;             /* not NULL: here, and to no file */
 };
 
+/* Results that are files already, to their places. */
+int mp_sink_kept(const struct mp_sink *s, const struct mp_keep *k,
+                 struct mp_error *err);
 /* Whether all kinds asked for are there. */
 int mp_sink_complete(const struct mp_sink *s);
 /* MP_EINVAL if the names of the results would be too long. */

@@ -166,6 +166,39 @@ done
 status 200 --data-binary @in/rgb8.png "$url/seg/infer?opacity=0.9"
 cmp body faint/rgb8.overlay.png || fail "the option makes no difference"
 
+# ---- mpipe as a client ----
+
+mkdir many
+for n in 1 2 3 4 5 6 7 8 9; do
+    cp "$data/rgb8_all_filters.png" many/$n.png
+done
+cp "$data/exif_orientation_6.jpg" many/turned.jpg
+echo nonsense > many/bad.png
+ln -s nowhere many/dangling.png
+both() {
+    "$mpipe" -v -c "$conf/seg.ini" -o compute.backend=ref \
+        -o output.formats='labels overlay probs' -o daemon.socket="$dir/s" "$@"
+}
+both --daemon never many here 2> err
+[ $? = 1 ] || fail "status of mpipe"
+both --daemon require many there 2> err.client
+[ $? = 1 ] || fail "status of the client: $(cat err.client)"
+grep -q '^mpipe: daemon: ' err.client || fail "no daemon: $(cat err.client)"
+for run in here there; do
+    sed -e '/"seconds"/,/}/d' -e '/"socket"/d' $run/run.json > $run.json
+    rm $run/run.json
+done
+diff -r here there > diff || fail "the client's results differ: $(cat diff)"
+cmp here.json there.json || fail "run.json differs: $(diff here.json there.json)"
+both --daemon auto -o model.strict=no in auto 2> err ||
+    fail "auto with another pipeline: $(cat err)"
+grep -q 'not used: .*strict' err || fail "does not say why: $(cat err)"
+both --daemon require -o compute.precision=bf16 in no 2> err
+[ $? = 2 ] || fail "required, but another precision"
+both --daemon require -o daemon.socket="$dir/none" in no 2> err
+[ $? = 2 ] || fail "required, but not there"
+both -o daemon.socket="$dir/none" in alone 2> err || fail "auto: $(cat err)"
+
 # ---- what is refused ----
 
 status 400 --data-binary nonsense $url/seg/infer
@@ -239,6 +272,37 @@ wait $client
 wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
+
+# ---- TCP ----
+
+# tcp CODE ARGUMENT...: status of a request over TCP
+port=$((20000 + $$ % 20000))
+tcp() {
+    want=$1
+    shift
+    got=$(curl -sS --max-time 60 -o body -w '%{http_code}' "$@" \
+        "http://127.0.0.1:$port/v2/health/live")
+    [ "$got" = "$want" ] || fail "status $got, not $want over TCP: $*"
+}
+start -o http.listen=127.0.0.1:$port
+tcp 200
+tcp 200 -H "Host: localhost:$port" -H "Origin: http://localhost:$port"
+tcp 403 -H 'Host: pictures.example'
+tcp 403 -H 'Origin: http://pictures.example'
+tcp 403 -H 'Origin: null'
+stop
+echo 0123456789abcdef > token
+chmod 600 token
+start -o http.listen=127.0.0.1:$port -o http.token_file=token
+tcp 401
+says '"error":"a token is needed'
+tcp 401 -H 'Authorization: Bearer 0123456789abcdeg'
+tcp 401 -H 'Authorization: Bearer 0123456789abcdef0'
+tcp 401 -H 'Authorization: Bearer '
+tcp 401 -H 'Authorization: Basic 0123456789abcdef'
+tcp 200 -H 'Authorization: Bearer 0123456789abcdef'
+status 200 http://localhost/v2/health/live
+stop
 
 # ---- what is refused at the start ----
 

@@ -55,10 +55,11 @@ for file in "$srcdir"/conf/*.ini; do
     [ "${file##*/}" != mpiped.ini ] || continue # of another program
     head=$(sed -n 's/^head = //p' "$file")
     "$mpipe" -c "$file" --dump-config > /dev/null || fail "$file"
-    # comments of a sample are prose; its protocol is of its task only
+    # comments of a sample are prose; its protocol is of its task only, and a
+    # daemon of whoever runs it
     grep -v '^;' "$file" > "$dir/sample.ini"
-    keys "$dir/sample.ini" | grep -v '^\[eval\]' > "$dir/sample"
-    grep -v '^\[eval\]' "$dir/$head" > "$dir/wanted"
+    keys "$dir/sample.ini" | grep -v -E '^\[(eval|daemon)\]' > "$dir/sample"
+    grep -v -E '^\[(eval|daemon)\]' "$dir/$head" > "$dir/wanted"
     case ${file##*/} in
     seg.ini | depth*.ini | pose*.ini)
         compare "$file" "$dir/wanted" "$dir/sample" ;;

@@ -185,9 +185,9 @@ static int is_ours(const struct shape *q)
  * channels and more, 1/1.9 of oneDNN's time at 256 tiles (32 x 32) and up,
  * 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32 channels. But weights grow by 7/9,
  * and most weights are in maps so small that little time is gained: from 256
- * tiles on, a full-size network takes 11 % of memory more and 30 % of time
- * less; from 64 on, 26 % and 33 %. The size of the batch has no say in it: it
- * must not change results. */
+ * tiles on, a full-size network takes 11 % of memory more and a third of time
+ * less; from 64 on, 15 % more of memory and 3 % less of time. The size of the
+ * batch has no say in it: it must not change results. */
 #define TILES 256
 
 static int is_tiled(const struct shape *q)

@@ -321,6 +321,8 @@ static void put_in_queue(struct mp_front *f, struct pipeline *p,
     }
     if (p->state == UNLOADED)
         start_load(p);
+    dispatch(f, p); /* at once: a burst must not fill the queue of an idle
+                       worker */
 }
 
 static void begin_unload(struct mp_front *f, struct pipeline *p)

@@ -79,6 +79,12 @@ static int set_reserved(struct mp_ask *a, const char *key, const json_t *v,
         if (!json_is_boolean(v))
             return mp_fail(err, MP_EINVAL, "%s: true or false", key);
         a->binary = json_is_true(v);
+    } else if (!strcmp(key, "encoded")) {
+        if (!json_is_boolean(v))
+            return mp_fail(err, MP_EINVAL, "%s: true or false", key);
+        if (json_object_set_new(a->text, "plain",
+                                json_boolean(json_is_false(v))))
+            return no_memory(err);
     } else if (!strcmp(key, "name")) {
         if (!json_is_string(v))
             return mp_fail(err, MP_EINVAL, "name: a text");

@@ -37,7 +37,7 @@ struct task {
     uint64_t id;
     enum state state; /* BUSY: a thread's, or the network's */
     int rc;
-    int cancelled;
+    _Atomic int cancelled; /* set by the receiving thread, at any time */
     struct hosted *host;
     json_t *text;
     struct mp_blob blob;
@@ -836,12 +836,15 @@ static json_t *describe(const struct hosted *h)
     mp_pipeline_times(h->pipeline, &t);
     return json_pack(
         "{s:s, s:s, s:O, s:o, s:o, s:o, s:o, s:b, s:i, s:o, s:o, s:o, s:o, "
-        "s:f}",
+        "s:o, s:f}",
         "head", s->plugin->name, "summary", s->plugin->summary, "outputs",
         h->outputs, "formats", describe_formats(s->plugin), "kinds",
         list_kinds(s), "options", describe_options(s->plugin), "settings",
         mp_settings_json(s), "uses_boxes", s->plugin->uses_boxes, "batch",
         (int)h->batch, "checkpoint", mp_record_checkpoint(s->checkpoint),
+        "backend",
+        json_stringn(mp_pipeline_backend(h->pipeline),
+                     strcspn(mp_pipeline_backend(h->pipeline), " ")),
         "device", mp_json_text(mp_pipeline_device(h->pipeline)), "precision",
         mp_json_text(mp_pipeline_precision(h->pipeline)), "network",
         mp_json_text(mp_pipeline_network_text(h->pipeline)), "load_seconds",
