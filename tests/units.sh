@@ -9,7 +9,7 @@ command -v systemd-analyze > /dev/null || {
     echo "SKIP: there is no systemd-analyze"
     exit 77
 }
-[ -f "$builddir/system/mpiped.service" ] || {
+[ -f "$builddir/conf/system/mpiped.service" ] || {
     echo "SKIP: mpiped was not built"
     exit 77
 }
@@ -19,9 +19,9 @@ trap 'rm -rf "$dir"' EXIT
 # their program need not be installed yet
 for unit in mpiped mpiped-gpu; do
     sed 's,^ExecStart=.*,ExecStart=/bin/true,' \
-        "$builddir/system/$unit.service" > "$dir/$unit.service"
+        "$builddir/conf/system/$unit.service" > "$dir/$unit.service"
 done
-cp "$srcdir/system/mpiped.socket" "$dir"
+cp "$srcdir/conf/system/mpiped.socket" "$dir"
 systemd-analyze security --offline=true "$dir/mpiped.service" > "$dir/out" 2>&1
 grep -q 'exposure level' "$dir/out" || {
     echo "SKIP: this systemd-analyze cannot judge files"
@@ -35,8 +35,8 @@ for unit in mpiped mpiped-gpu; do
     }
     tail -n 1 "$dir/out"
 done
-grep -h '@' "$builddir/system/mpiped.service" \
-    "$builddir/system/mpiped-gpu.service" | grep -v 'SystemCallFilter' && {
+grep -h '@' "$builddir/conf/system/mpiped.service" \
+    "$builddir/conf/system/mpiped-gpu.service" | grep -v 'SystemCallFilter' && {
     echo "FAIL: a name was not filled in"
     failures=$((failures + 1))
 }
