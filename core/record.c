@@ -90,6 +90,17 @@ static json_t *list_kinds(const struct mp_settings *s)
     return list;
 }
 
+/* What the head says of them; NULL: no JSON, or too long. */
+static json_t *describe_results(const struct mp_settings *s)
+{
+    char text[4096];
+    int n = s->plugin->describe(s->head_conf, text, sizeof text);
+
+    return n < 0 || (size_t)n >= sizeof text
+               ? NULL
+               : json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+}
+
 static json_t *describe(const struct mp_settings *s,
                         const struct mp_pipeline *p,
                         const struct mp_shard *shard)
@@ -102,6 +113,8 @@ static json_t *describe(const struct mp_settings *s,
         "device", mp_json_text(mp_pipeline_device(p)), "precision",
         mp_json_text(mp_pipeline_precision(p)), "formats", list_kinds(s));
 
+    if (out && s->plugin->describe)
+        json_object_set_new(out, "results", describe_results(s));
     if (out && shard->n > 1)
         json_object_set_new(out, "shard",
                             json_sprintf("%d/%d", shard->i, shard->n));

@@ -16,6 +16,8 @@
  *                and newest
  *   network      architecture in a line
  *   backend, device, precision   what was used: "cpu", "...", "bf16"
+ *   results      what the head says of its results; depth: {png16: {
+ *                units_per_metre, metres_per_unit}, npy: {unit}}
  *   shard        "I/N", only for a part
  *   formats      kinds of results written
  *   counts       {total, done, failed, skipped} pictures; skipped: complete

@@ -94,6 +94,9 @@ done
 depth 0 depth -o depth.windows=4 -o depth.flip=yes -o depth.size=network \
     small network
 result network/odd 32x24 1000 0 color
+grep -q '"units_per_metre": 1000' once/run.json &&
+    grep -q '"metres_per_unit": 0.001' once/run.json ||
+    fail "run.json does not declare the scale"
 # windows and mirror images change what is found
 cmp -s once/odd.npy.npy nyu/odd.npy.npy && fail "windows change nothing"
 cmp -s once/tall.npy.npy nyu/tall.npy.npy && fail "flip changes nothing"

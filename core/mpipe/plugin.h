@@ -177,6 +177,10 @@ struct mp_plugin {
     int (*decode)(const void *conf, const struct mp_image *img,
                   const struct mp_tensor *result, size_t n,
                   struct mp_sink *sink, struct mp_error *err);
+    /* Optional: what a reader of the results must know, such as scales and
+     * units, as a JSON object for run.json. As snprintf: writes at most size
+     * bytes, returns how many the whole text has. */
+    int (*describe)(const void *conf, char *json, size_t size);
 };
 
 #ifdef __cplusplus

@@ -298,4 +298,5 @@ MP_PLUGIN(depth) = {
     .build = build,
     .merge = merge,
     .decode = depth_write,
+    .describe = depth_describe,
 };

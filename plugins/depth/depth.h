@@ -28,6 +28,9 @@ struct depth_conf {
 /* Metres at the end of the colours. */
 double depth_color_end(const struct depth_conf *c);
 
+/* describe of struct mp_plugin: scale and unit. */
+int depth_describe(const void *conf, char *json, size_t size);
+
 /* decode of struct mp_plugin: metres, H x W, to all kinds of results. */
 int depth_write(const void *conf, const struct mp_image *img,
                 const struct mp_tensor *result, size_t n, struct mp_sink *sink,

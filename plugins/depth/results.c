@@ -22,12 +22,26 @@ static double trunc_to(float x, double most)
     return x > 0 ? fmin(trunc((double)x), most) : 0;
 }
 
+/* Units per metre. */
+static int png_scale(const struct depth_conf *c)
+{
+    return c->png_scale > 0 ? c->png_scale : c->max_depth <= 65 ? 1000 : 256;
+}
+
+int depth_describe(const void *conf, char *json, size_t size)
+{
+    int scale = png_scale(conf);
+
+    return snprintf(json, size,
+                    "{\"png16\": {\"units_per_metre\": %d, "
+                    "\"metres_per_unit\": %.9g}, \"npy\": {\"unit\": \"m\"}}",
+                    scale, 1.0 / scale);
+}
+
 static int put_png16(const struct depth_conf *c, const struct mp_tensor *t,
                      struct mp_sink *sink, struct mp_error *err)
 {
-    int scale = c->png_scale > 0     ? c->png_scale
-                : c->max_depth <= 65 ? 1000
-                                     : 256;
+    int scale = png_scale(c);
     size_t n = (size_t)t->dim[0] * (size_t)t->dim[1];
     uint16_t *px = malloc(n * sizeof *px);
     const float *depth = t->data;
