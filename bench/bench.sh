@@ -23,15 +23,15 @@ run() {
     "$bench" "$@" --precision bf16 ${BENCH_ARGS:-} || echo "bf16: skipped"
 }
 
-# protocol CHECKPOINT PRESET OPTION...: one picture, from the file to its
+# protocol CHECKPOINT PRESET PICTURE OPTION...: one picture, from the file to its
 # results; all of it but loading and compiling, over the network's passes
 protocol() {
     checkpoint=$1 preset=$2
-    shift 2
+    picture=$3
+    shift 3
     rm -rf "$dir/out"
     "$builddir/mpipe" -q -c "$srcdir/conf/$preset.ini" "$@" \
-        -o model.checkpoint="$checkpoint" "$srcdir/samples/skier.jpg" \
-        "$dir/out"
+        -o model.checkpoint="$checkpoint" "$srcdir/samples/$picture" "$dir/out"
     sed -n 's/^ *"\([a-z_]*\)": \([0-9.e+-]*\),*$/\1 \2/p' "$dir/out/run.json" |
         awk -v name="$preset" '
             { t[$1] = $2 }
@@ -46,9 +46,9 @@ protocol() {
 protocols() {
     seg=$1 depth=$2 pose=$3
     shift 3
-    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k "$@"
-    [ ! -r "$depth" ] || protocol "$depth" depth-nyu
-    [ ! -r "$pose" ] || protocol "$pose" pose -o pose.flip=yes
+    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k skier.jpg "$@"
+    [ ! -r "$depth" ] || protocol "$depth" depth-nyu desk.jpg
+    [ ! -r "$pose" ] || protocol "$pose" pose skier.jpg -o pose.flip=yes
 }
 
 for task in seg depth; do
