@@ -238,14 +238,6 @@ static void fail_picture(struct run *r, size_t picture, int rc)
     set_state(r, slot_of(r, picture), READY, rc);
 }
 
-/* Failures that are the picture's: too large for the memory, a shape that an
- * op refuses. All others are the device's. */
-static int is_of_picture(int rc)
-{
-    return rc == MP_ENOMEM || rc == MP_EINVAL || rc == MP_ENOTSUP ||
-           rc == MP_EFORMAT;
-}
-
 static int remember_time(struct run *r, double seconds, struct mp_error *err)
 {
     if (r->neach % 1024 == 0) {
@@ -267,7 +259,7 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
     int rc = mp_picture_job_merge(p, r->job->settings, r->job->pipeline);
 
     /* the network took it, so this is about the settings */
-    if (rc && (!is_of_picture(rc) || (rc == MP_EINVAL && !r->merged))) {
+    if (rc && (!mp_is_of_picture(rc) || (rc == MP_EINVAL && !r->merged))) {
         *err = p->err;
         return rc;
     }
@@ -311,7 +303,7 @@ static int run_one(struct run *r, const struct look *look, struct mp_error *err)
     rc = run_network(r, look, 1, &p->err);
     if (!rc)
         return merge(r, picture, err);
-    if (!is_of_picture(rc)) {
+    if (!mp_is_of_picture(rc)) {
         *err = p->err;
         return rc;
     }
@@ -326,7 +318,7 @@ static int run_some(struct run *r, const struct look *look, size_t n,
     struct mp_error why = {0};
     int rc = n > 1 ? run_network(r, look, n, &why) : MP_EINVAL, done = !rc;
 
-    if (rc && !is_of_picture(rc)) {
+    if (rc && !mp_is_of_picture(rc)) {
         *err = why;
         return rc;
     }

@@ -233,6 +233,12 @@ int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
 
 /* ---- the network ---- */
 
+int mp_is_of_picture(int rc)
+{
+    return rc == MP_ENOMEM || rc == MP_EINVAL || rc == MP_ENOTSUP ||
+           rc == MP_EFORMAT;
+}
+
 /* One view's part of what the network gave for several. */
 static int take_map(struct mp_picture_job *p, size_t view,
                     const struct mp_tensor *map, size_t i, struct mp_error *err)

@@ -50,6 +50,9 @@ int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
 /* The pixels of a view; *owned: free them. */
 uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
                              int *owned);
+/* Failures that are the picture's: too large for the memory, a shape that an
+ * op refuses. All others are the device's. */
+int mp_is_of_picture(int rc);
 /* Have the network look at these views, all of one size. */
 struct mp_look {
     struct mp_picture_job *p;

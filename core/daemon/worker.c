@@ -520,12 +520,6 @@ static void end_seeing(struct worker *w, struct task *t, int rc)
     pthread_mutex_unlock(&w->lock);
 }
 
-static int is_of_picture(int rc)
-{
-    return rc == MP_ENOMEM || rc == MP_EINVAL || rc == MP_ENOTSUP ||
-           rc == MP_EFORMAT;
-}
-
 static int add_looks(struct worker *w, struct task *t)
 {
     size_t n = t->p.nview;
@@ -656,7 +650,7 @@ static int see_all(struct worker *w, struct look *look, size_t n)
         look[i].task->p.stage = "network";
     rc = see(w, look, n, &err);
     together = !rc || n == 1;
-    for (size_t i = 0; i < n && (!rc || is_of_picture(rc)); i++) {
+    for (size_t i = 0; i < n && (!rc || mp_is_of_picture(rc)); i++) {
         struct task *t = look[i].task;
 
         if (!t)
@@ -669,7 +663,7 @@ static int see_all(struct worker *w, struct look *look, size_t n)
             rc = merge(t);
         if (rc <= 0)
             end_look(w, &look[i], n - i, rc);
-        rc = is_of_picture(rc) || rc == 1 ? 0 : rc;
+        rc = mp_is_of_picture(rc) || rc == 1 ? 0 : rc;
     }
     if (rc)
         mp_log(MP_LOG_ERROR, "worker", "%s", err.text);
@@ -961,8 +955,10 @@ static void take_tasks(struct worker *w)
         if (t->state == OPEN) {
             t->state = BUSY;
             t->rc = add_looks(w, t);
-            if (t->rc)
+            if (t->rc) {
                 t->state = SEEN;
+                pthread_cond_broadcast(&w->changed);
+            }
         }
     }
 }
