@@ -285,6 +285,17 @@ tcp() {
     [ "$got" = "$want" ] || fail "status $got, not $want over TCP: $*"
 }
 start -o http.listen=127.0.0.1:$port
+# the status page: its script asks for all that it shows
+browser=$(command -v chromium || command -v chromium-browser) || browser=
+if [ -n "$browser" ]; then
+    timeout 60 "$browser" --headless=new --no-sandbox --disable-gpu \
+        --user-data-dir="$dir/chromium" --virtual-time-budget=3000 \
+        --dump-dom "http://127.0.0.1:$port/" > body 2> /dev/null
+    says '<td>seg</td><td>READY</td>'
+    says '<option value="seg">'
+else
+    echo "SKIP: the status page in a browser: there is no chromium"
+fi
 tcp 200
 tcp 200 -H "Host: localhost:$port" -H "Origin: http://localhost:$port"
 tcp 403 -H 'Host: pictures.example'
