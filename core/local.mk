@@ -23,6 +23,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/picture_job.c %reldir%/picture_job.h \
 	%reldir%/picture_write.c \
 	%reldir%/pipeline.c %reldir%/pipeline.h \
+	%reldir%/png_fast.c %reldir%/png_fast.h \
 	%reldir%/progress.c %reldir%/progress.h \
 	%reldir%/rainbow.c \
 	%reldir%/record.c %reldir%/record.h \
@@ -63,7 +64,7 @@ libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 libmpipe_la_LDFLAGS = $(AM_LDFLAGS) -version-info 0:0:0 -no-undefined \
 	-Wl,-z,defs -export-symbols-regex '^mp_'
 libmpipe_la_LIBADD = $(ONEDNN_LIBS) $(INIH_LIBS) $(PNG_LIBS) $(JPEG_LIBS) \
-	$(JANSSON_LIBS) $(LTDL_LIBS)
+	$(DEFLATE_LIBS) $(JANSSON_LIBS) $(LTDL_LIBS)
 
 mpipeincludedir = $(includedir)/mpipe
 mpipeinclude_HEADERS = \

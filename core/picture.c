@@ -15,6 +15,8 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
+#include "png_fast.h"
+
 #define MAX_FILE_BYTES ((off_t)1 << 30)
 #define MAX_SCANS      100 /* of a progressive JPEG; encoders write about ten */
 
@@ -611,33 +613,19 @@ int mp_map_read(uint16_t **out, int32_t *width, int32_t *height, int *bits,
     if (rc < 0)
         return rc;
     j.at = bytes;
-    if (is_png(bytes, j.left))
-        rc = decode_map(out, &j, err);
-    else
+    if (!is_png(bytes, j.left)) {
         rc = mp_fail(err, MP_EFORMAT, "not a PNG");
-    *width = (int32_t)j.width;
-    *height = (int32_t)j.height;
-    *bits = j.bits;
-    png_destroy_read_struct(&j.png, &j.info, NULL);
+    } else if (mp_png_gray16(out, width, height, bytes, j.left)) {
+        *bits = 16;
+    } else {
+        rc = decode_map(out, &j, err);
+        *width = (int32_t)j.width;
+        *height = (int32_t)j.height;
+        *bits = j.bits;
+        png_destroy_read_struct(&j.png, &j.info, NULL);
+    }
     free(bytes);
     return rc;
-}
-
-/* The next chunk of a PNG: its length and its type with the data behind; *at
- * moves past it. NULL: there is no more. */
-static const uint8_t *next_chunk(const uint8_t *bytes, size_t n, size_t *at,
-                                 size_t *length)
-{
-    const uint8_t *p = bytes + *at;
-
-    if (n - *at < 12)
-        return NULL;
-    *length =
-        (size_t)p[0] << 24 | (size_t)p[1] << 16 | (size_t)p[2] << 8 | p[3];
-    if (*length > n - *at - 12)
-        return NULL;
-    *at += 12 + *length;
-    return p + 4;
 }
 
 int mp_png_text(char *value, size_t size, const char *path, const char *key,
@@ -651,7 +639,7 @@ int mp_png_text(char *value, size_t size, const char *path, const char *key,
     if (rc < 0)
         return rc;
     while (is_png(bytes, n) && !found &&
-           (chunk = next_chunk(bytes, n, &at, &length))) {
+           (chunk = mp_png_chunk(bytes, n, &at, &length))) {
         found = memcmp(chunk, "tEXt", 4) == 0 && length >= skip &&
                 length - skip < size && memcmp(chunk + 4, key, skip) == 0;
         if (found) {

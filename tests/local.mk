@@ -18,6 +18,7 @@ unit_tests = \
 	%reldir%/test_metrics \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_png_fast \
 	%reldir%/test_pose \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
@@ -47,6 +48,9 @@ shell_tests = \
 	core/cpu/kernels.h core/cpu/simd.h
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 %canon_reldir%_test_kernels_LDADD = $(LDADD) $(ONEDNN_LIBS)
+
+# It compares with libpng itself.
+%canon_reldir%_test_png_fast_LDADD = $(LDADD) $(PNG_LIBS)
 
 # The head's parts, beside the head itself.
 %canon_reldir%_test_pose_SOURCES = %reldir%/test_pose.c \
