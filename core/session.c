@@ -133,6 +133,18 @@ static int is_light(enum mp_op op)
            op == MP_OP_ARGMAX || op == MP_OP_FLOAT || op == MP_OP_POOL;
 }
 
+/* A network adds to the same values again and again: to round every sum would
+ * cost digits. */
+static void mark_sums(struct builder *b, uint8_t *keep)
+{
+    for (size_t k = 0; k < b->program.nstep; k++) {
+        const struct mp_step *s = &b->step[k];
+
+        if (s->op == MP_OP_CONV2D && s->nin > 3 && s->in[3] != MP_NO_VALUE)
+            keep[b->slot[s->out].root] = 1;
+    }
+}
+
 /* Pixels until the first real layer, and results from the last one on, stay
  * f32: they cost little there, and are what users see. */
 static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
@@ -153,6 +165,8 @@ static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
         if (all)
             keep[b->slot[s->out].root] = 1;
     }
+    if (b->backend->wide_sums)
+        mark_sums(b, keep);
     for (size_t i = 0; i < noutput; i++)
         keep[b->slot[b->value_of[outputs[i]] - 1].root] = 2;
     for (size_t k = p->nstep; k-- > 0;) {

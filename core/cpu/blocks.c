@@ -17,8 +17,8 @@
  * every tile, so that blocks and threads do not change results.
  *
  * A unit of what is multiplied is a number in f32, or a pair of bf16, two
- * channels, whose products are added up in f32. x and the weights are
- * transformed in f32 and rounded once.
+ * channels, whose products are added up in f32. It is rounded after the
+ * transformation, once.
  */
 #include "cpu/simd.h"
 
@@ -351,13 +351,20 @@ K_TARGET_AVX512 K_INLINE void keep(float *m, __m512 sum[][2], int rows,
         ROWS_CASE(14, PRODUCT(add));                                           \
     }
 
-K_TARGET_AVX512 static void
-products_avx512(float *m, int64_t count, const float *u, const float *w,
-                int64_t n, int more, const float *ahead){PRODUCTS(add_f32)}
+K_TARGET_AVX512 static void products_avx512(float *m, int64_t count,
+                                            const float *u, const float *w,
+                                            int64_t n, int more,
+                                            const float *ahead)
+{
+    PRODUCTS(add_f32);
+}
 
 K_TARGET_BF16 static void products_bf16(float *m, int64_t count, const float *u,
                                         const float *w, int64_t n, int more,
-                                        const float *ahead){PRODUCTS(add_bf16)}
+                                        const float *ahead)
+{
+    PRODUCTS(add_bf16);
+}
 
 /* Stores a point; what is left is the error that rounding makes. */
 K_TARGET_BF16 K_INLINE void narrow(uint16_t *to, k_vec16 *d)

@@ -473,6 +473,7 @@ const struct mp_backend mp_backend_cpu = {
     .size = sizeof(struct mp_backend),
     .name = "cpu",
     .summary = "oneDNN and OpenMP on the processor",
+    .wide_sums = 1,
     .probe = cpu_probe,
     .info = cpu_info,
     .open = cpu_open,
