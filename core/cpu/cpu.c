@@ -85,9 +85,8 @@ static void cpu_close(struct mp_device *d)
     free(d);
 }
 
-/* bf16 takes 0.7 times as long and changes 6 % of the labels of the untrained
- * full network (1 % is what "auto" may cost): for users to choose, knowingly.
- */
+/* bf16 takes half as long and changes 6 % of the labels of the untrained full
+ * network (1 % is what "auto" may cost): for users to choose, knowingly. */
 static enum mp_dtype cpu_best(const struct mp_device *d)
 {
     (void)d;
