@@ -133,6 +133,33 @@ static int is_light(enum mp_op op)
            op == MP_OP_ARGMAX || op == MP_OP_FLOAT || op == MP_OP_POOL;
 }
 
+/* Is a result read by more than products, which round it themselves? */
+static int is_read_whole(const struct builder *b, uint32_t value)
+{
+    for (size_t k = 0; k < b->program.nstep; k++)
+        for (int i = 0; i < b->step[k].nin; i++) {
+            uint32_t in = b->step[k].in[i];
+
+            if (in != MP_NO_VALUE && b->slot[in].root == b->slot[value].root &&
+                (b->step[k].op != MP_OP_CONV2D || i > 0))
+                return 1;
+        }
+    return 0;
+}
+
+/* A network adds to the same values again and again: to round every sum would
+ * cost digits. */
+static void mark_sums(struct builder *b, uint8_t *keep)
+{
+    for (size_t k = 0; k < b->program.nstep; k++) {
+        const struct mp_step *s = &b->step[k];
+
+        if (s->op == MP_OP_CONV2D && s->nin > 3 && s->in[3] != MP_NO_VALUE &&
+            is_read_whole(b, s->out))
+            keep[b->slot[s->out].root] = 1;
+    }
+}
+
 /* Pixels until the first real layer, and results from the last one on, stay
  * f32: they cost little there, and are what users see. */
 static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
@@ -153,6 +180,8 @@ static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
         if (all)
             keep[b->slot[s->out].root] = 1;
     }
+    if (b->backend->wide_sums)
+        mark_sums(b, keep);
     for (size_t i = 0; i < noutput; i++)
         keep[b->slot[b->value_of[outputs[i]] - 1].root] = 2;
     for (size_t k = p->nstep; k-- > 0;) {

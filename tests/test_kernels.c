@@ -259,7 +259,7 @@ static const struct {
     {2, 17, 4, 16, 33, 3, 3, 1, 0, 0, 0, 0, 0, 1, MP_ACT_NONE},
     {1, 9, 12, 40, 32, 3, 3, 1, 0, 1, 1, 0, 1, 0, MP_SIGMOID},
     {1, 6, 6, 32, 96, 3, 3, 1, 1, 0, 2, 2, 1, 0, MP_ACT_NONE},
-    {1, 3, 3, 8, 8, 3, 3, 1, 0, 0, 0, 0, 1, 0, MP_ACT_NONE},
+    {16, 3, 3, 8, 8, 3, 3, 1, 0, 0, 0, 0, 1, 0, MP_ACT_NONE},
     {2, 24, 24, 640, 40, 3, 3, 1, 1, 1, 1, 1, 1, 2, MP_RELU},
     {1, 15, 18, 50, 70, 3, 3, 2, 0, 0, 1, 1, 1, 0, MP_ACT_NONE},
     {2, 9, 11, 32, 40, 3, 3, 2, 1, 1, 1, 1, 0, 2, MP_SILU},
@@ -307,55 +307,54 @@ static struct k_conv conv_of(int i)
     return a;
 }
 
-static void run_conv(const struct k_conv *a, float *y, const float *x,
-                     const float *w, const float *bias, const float *residual,
+static void run_conv(const struct k_conv *a, struct k_out y, struct k_in x,
+                     const float *w, const float *bias, struct k_in residual,
                      int threads, int most)
 {
-    size_t size = k_conv_weights(a->k, a->c, a->r * a->s, a->winograd);
+    size_t size = k_conv_weights(a->k, a->c, a->r * a->s, a->way);
     size_t room = k_conv_scratch(a, most);
-    float *packed = aligned_alloc(64, (size + 63) / 64 * 64);
+    void *packed = aligned_alloc(64, (size + 63) / 64 * 64);
     void *scratch = aligned_alloc(64, (room + 63) / 64 * 64);
 
     ck_assert(packed && scratch);
     omp_set_num_threads(threads);
-    k_conv_pack(packed, w, a->k, a->c, a->r, a->s, a->winograd);
+    k_conv_pack(packed, w, a->k, a->c, a->r, a->s, a->way);
     k_conv(a, y, x, packed, bias, residual, scratch);
     free(packed);
     free(scratch);
 }
 
-START_TEST(test_conv)
+/* Case i in these types: of x, of the residual, of the result. */
+static void check_conv(int i, enum k_way way, const enum mp_dtype t[3])
 {
-    struct k_conv a = conv_of(_i);
+    struct k_conv a = conv_of(i);
     int64_t each = a.yh * a.yw * a.k;
-    struct data x = data(MP_F32, a.n * a.h * a.w * a.c, 1, 0.3f);
+    struct data x = data(t[0], a.n * a.h * a.w * a.c, 1, 0.3f);
     struct data w = data(MP_F32, a.k * a.c * a.r * a.s, 1, 0);
     struct data b = data(MP_F32, a.k, 1, 0);
-    struct data r = data(MP_F32, a.n * each, 10, 0);
-    struct data y = data(MP_F32, r.n, 1, 0), z = data(MP_F32, r.n, 1, 0);
+    struct data r = data(t[1], a.n * each, 10, 0);
+    struct data y = data(t[2], r.n, 1, 0), z = data(t[2], r.n, 1, 0);
     double *want = room(MP_F64, r.n);
-    const float *bias = convs[_i].bias ? b.p : NULL;
-    const float *residual = convs[_i].residual ? r.p : NULL;
+    const float *bias = convs[i].bias ? b.p : NULL;
+    struct k_in residual = convs[i].residual ? in(r) : (struct k_in){NULL, 0};
+    int in_place = convs[i].residual == 2 && t[1] == t[2];
+    size_t size = mp_dtype_size(t[2]);
 
-    for (int64_t i = 0; i < r.n; i++)
-        want[i] =
-            activate(conv_at(&a, x.x, w.x, i) + (bias ? b.x[i % a.k] : 0) +
-                         (residual ? r.x[i] : 0),
+    a.way = way;
+    for (int64_t k = 0; k < r.n; k++)
+        want[k] =
+            activate(conv_at(&a, x.x, w.x, k) + (bias ? b.x[k % a.k] : 0) +
+                         (residual.p ? r.x[k] : 0),
                      a.act);
-    for (a.winograd = 0; a.winograd < 2; a.winograd++) {
-        if (a.winograd && (a.r != 3 || a.s != 3 || a.stride != 1))
-            continue;
-        memcpy(y.p, r.p, (size_t)r.n * 4);
-        a.n = convs[_i].n;
-        run_conv(&a, y.p, x.p, w.p, bias,
-                 convs[_i].residual == 2 ? y.p : residual, 2, 3);
-        near(&y, want, MP_F32, "convolution");
-        run_conv(&a, z.p, x.p, w.p, bias, residual, 1, 1);
-        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * 4), 0);
-        a.n = 1; /* a picture alone */
-        run_conv(&a, z.p, x.p, w.p, bias, residual, 5, 5);
-        ck_assert_int_eq(memcmp(y.p, z.p, (size_t)each * 4), 0);
-    }
+    if (in_place)
+        memcpy(y.p, r.p, (size_t)r.n * size);
+    run_conv(&a, out(y), in(x), w.p, bias, in_place ? in(y) : residual, 2, 3);
+    near(&y, want, way == K_WINOGRAD_BF16 ? MP_BF16 : MP_F32, "convolution");
+    run_conv(&a, out(z), in(x), w.p, bias, residual, 1, 1);
+    ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * size), 0);
+    a.n = 1; /* a picture alone */
+    run_conv(&a, out(z), in(x), w.p, bias, residual, 5, 5);
+    ck_assert_int_eq(memcmp(y.p, z.p, (size_t)each * size), 0);
     free(want);
     drop(x);
     drop(w);
@@ -363,6 +362,16 @@ START_TEST(test_conv)
     drop(r);
     drop(y);
     drop(z);
+}
+
+START_TEST(test_conv)
+{
+    check_conv(_i, K_DIRECT, types[0]);
+    if (convs[_i].r != 3 || convs[_i].s != 3 || convs[_i].stride != 1)
+        return;
+    check_conv(_i, K_WINOGRAD, types[0]);
+    for (int k = 0; k < N(types) && k_has_bf16(); k++)
+        check_conv(_i, K_WINOGRAD_BF16, types[k]);
 }
 END_TEST
 

@@ -123,6 +123,19 @@ static mp_node case_conv3_large_unpadded(struct mp_graph *g)
     return conv(g, IN(1, 34, 35, 32), 30, 3, 1, 0, 1);
 }
 
+/* And for those in bf16. */
+static mp_node case_conv3_wide(struct mp_graph *g)
+{
+    return mp_act(g, conv(g, IN(2, 9, 15, 67), 80, 3, 1, 1, 1), MP_RELU);
+}
+
+static mp_node case_conv3_wide_residual(struct mp_graph *g)
+{
+    mp_node x = conv(g, IN(1, 10, 8, 64), 72, 1, 1, 0, 1);
+
+    return mp_add(g, x, conv(g, mp_act(g, x, MP_SILU), 72, 3, 1, 1, 0));
+}
+
 static mp_node case_conv_odd_channels(struct mp_graph *g)
 {
     return conv(g, IN(2, 5, 7, 35), 19, 3, 1, 1, 1);
@@ -701,6 +714,8 @@ static const struct {
     C(conv3_large),
     C(conv3_large_residual),
     C(conv3_large_unpadded),
+    C(conv3_wide),
+    C(conv3_wide_residual),
 #undef C
 #undef SHARP
 };

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * blocks.c - convolutions in f32, by blocks of tiles. A tile is one result, or,
- * for 3x3 convolutions with stride 1 as Winograd's F(2x2, 3x3), 2x2 results
- * from 16 products in place of 36:
+ * blocks.c - convolutions by blocks of tiles. A tile is one result, or, for 3x3
+ * convolutions with stride 1 as Winograd's F(2x2, 3x3), 2x2 results from 16
+ * products in place of 36:
  *
  *     y = A^T [(G g G^T) . (B^T d B)] A        for each channel of y and of x
  *
@@ -12,15 +12,19 @@
  * products, one for each point, and the way back with bias, residual and
  * activation, all of it near in the caches.
  *
- * Sums are taken over CHUNK products at a time, and then of these sums: one
- * chain of additions over all of them would cost digits. The order is the same
- * for every tile, so that blocks and threads do not change results.
+ * Sums are taken over CHUNK units at a time, and then of these sums: one chain
+ * of additions over all of them would cost digits. The order is the same for
+ * every tile, so that blocks and threads do not change results.
+ *
+ * A unit of what is multiplied is a number in f32, or a pair of bf16, two
+ * channels, whose products are added up in f32. It is rounded after the
+ * transformation, once.
  */
 #include "cpu/simd.h"
 
 #define POINTS 16
 #define WIDE   32  /* channels of a result at a time */
-#define CHUNK  128 /* products in one chain of additions */
+#define CHUNK  128 /* units in one chain of additions */
 #define BLOCK  56  /* tiles of a task, at most */
 
 /* Arrays of vectors live in registers only when all indices are constants. */
@@ -28,77 +32,46 @@
 
 /* ---- weights: (K / WIDE), points, depth, WIDE; missing channels are 0 ---- */
 
-static int64_t points_of(int winograd)
+static int64_t points_of(enum k_way way)
 {
-    return winograd ? POINTS : 1;
+    return way == K_DIRECT ? 1 : POINTS;
 }
 
-static int64_t depth_of(int64_t c, int64_t taps, int winograd)
+/* Channels in a unit. */
+static int64_t unit_of(enum k_way way)
 {
-    return winograd ? c : c * taps;
+    return way == K_WINOGRAD_BF16 ? 2 : 1;
 }
 
-size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, int winograd)
+static int64_t depth_of(int64_t c, int64_t taps, enum k_way way)
 {
-    return (size_t)(k_ceil_div(k, WIDE) * points_of(winograd) *
-                    depth_of(c, taps, winograd) * WIDE) *
+    return way == K_DIRECT ? c * taps : k_ceil_div(c, unit_of(way));
+}
+
+size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, enum k_way way)
+{
+    return (size_t)(k_ceil_div(k, WIDE) * points_of(way) *
+                    depth_of(c, taps, way) * WIDE) *
            sizeof(float);
 }
 
-/* Three taps become four, G g, for WIDE channels of y. */
-K_INLINE void widen(double (*to)[WIDE], const double (*g)[WIDE], int step)
-{
-#pragma omp simd
-    for (int i = 0; i < WIDE; i++) {
-        double even = (g[0][i] + g[2 * step][i]) / 2, odd = g[step][i] / 2;
-
-        to[0][i] = g[0][i];
-        to[step][i] = even + odd;
-        to[2 * step][i] = even - odd;
-        to[3 * step][i] = g[2 * step][i];
-    }
-}
-
-/* One channel of x, `count` of y. In double, rounded once. */
-K_MULTI(pack_points,
-        (float *to, int64_t point, const float *w, int64_t step, int64_t count),
-        (to, point, w, step, count))
-{
-    double g[9][WIDE], rows[12][WIDE], all[POINTS][WIDE];
-
-    for (int64_t i = 0; i < WIDE; i++)
-        for (int j = 0; j < 9; j++)
-            g[j][i] = i < count ? (double)w[i * step + j] : 0;
-    for (int j = 0; j < 3; j++)
-        widen(rows + j, (const double(*)[WIDE])g + j, 3);
-    for (int j = 0; j < 4; j++)
-        widen(all + 4 * j, (const double(*)[WIDE])rows + 3 * j, 1);
-    for (int p = 0; p < POINTS; p++)
-#pragma omp simd
-        for (int i = 0; i < WIDE; i++)
-            to[p * point + i] = (float)all[p][i];
-}
-
-void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t r,
-                 int64_t s, int winograd)
+void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
+                 int64_t s, enum k_way way)
 {
     const struct k_layout plain = {.dim = {k, c, r, s},
                                    .stride = {c * r * s, r * s, s, 1}};
+    int64_t h = way == K_DIRECT ? r : 4, v = way == K_DIRECT ? s : 4;
+    int64_t pair = unit_of(way), unit = WIDE * pair;
+    int64_t point = k_ceil_div(c, pair) * unit;
     const struct k_layout blocks = {
-        .dim = {k, c, r, s},
-        .stride = {c * r * s * WIDE, WIDE, s * c * WIDE, c * WIDE},
-        .blocks = 1,
-        .block = {WIDE}};
+        .dim = {k, c, h, v},
+        .stride = {h * v * point, unit, v * point, point},
+        .blocks = (int)pair,
+        .axis = {0, 1},
+        .block = {WIDE, pair}};
 
-    if (!winograd) {
-        k_reorder((struct k_out){to, MP_F32}, &blocks, w, &plain);
-        return;
-    }
-#pragma omp parallel for schedule(static) collapse(2)
-    for (int64_t i = 0; i < k; i += WIDE)
-        for (int64_t j = 0; j < c; j++)
-            pack_points(to + i * POINTS * c + j * WIDE, c * WIDE,
-                        w + (i * c + j) * 9, c * 9, k - i);
+    k_reorder((struct k_out){to, pair == 2 ? MP_BF16 : MP_F32}, &blocks, w,
+              &plain);
 }
 
 /* ---- a block of tiles ---- */
@@ -107,7 +80,7 @@ struct block {
     const struct k_conv *a;
     int64_t first, tiles; /* in the order of pictures, rows, columns */
     int64_t points, depth;
-    float *u; /* points, depth / CHUNK, tiles, CHUNK */
+    float *u; /* points, depth / CHUNK, tiles, CHUNK; units */
     float *m; /* points, tiles, WIDE */
     int64_t u_point, m_point;
 };
@@ -127,7 +100,7 @@ static int64_t m_point(int64_t tiles)
 /* Results of a tile, each way. */
 static int64_t side(const struct k_conv *a)
 {
-    return a->winograd ? 2 : 1;
+    return a->way == K_DIRECT ? 1 : 2;
 }
 
 /* A tile's picture and its first result there. */
@@ -147,15 +120,15 @@ static struct place place_of(const struct block *b, int64_t tile)
 /* ---- what a tile reads ---- */
 
 /* The pixel of x at a tap of a result; NULL: beside it. */
-static const float *pixel(const struct k_conv *a, const float *x,
-                          struct place t, int64_t row, int64_t column)
+static const void *pixel(const struct k_conv *a, struct k_in x, struct place t,
+                         int64_t row, int64_t column)
 {
     int64_t y = t.y * a->stride - a->top + row;
     int64_t v = t.x * a->stride - a->left + column;
 
     if (y < 0 || y >= a->h || v < 0 || v >= a->w)
         return NULL;
-    return x + ((t.n * a->h + y) * a->w + v) * a->c;
+    return k_at(x, ((t.n * a->h + y) * a->w + v) * a->c);
 }
 
 /* The channels of a tap; at: where they belong in the depth. */
@@ -174,7 +147,7 @@ static void copy_tap(const struct block *b, int64_t tile, int64_t at,
     }
 }
 
-static void copy_taps(const struct block *b, const float *x)
+static void copy_taps(const struct block *b, struct k_in x)
 {
     const struct k_conv *a = b->a;
 
@@ -199,56 +172,69 @@ K_INLINE void differences(k_vec16 *d, int step)
     d[3 * step] = last;
 }
 
-/* n numbers, 16 at most, and zeros. */
-K_INLINE void load(k_vec16 *v, const float *x, int64_t n)
+typedef uint16_t vec16_bf16 __attribute__((vector_size(32)));
+typedef uint32_t vec16_bits __attribute__((vector_size(64)));
+
+/* n numbers from the i-th on, 16 at most, and zeros. */
+K_INLINE void load(k_vec16 *v, struct k_in x, int64_t i, int64_t n)
 {
+    if (x.t == MP_BF16) {
+        vec16_bf16 h = {0};
+        vec16_bits u;
+
+        memcpy(&h, (const uint16_t *)x.p + i, (size_t)n * sizeof(uint16_t));
+        u = __builtin_convertvector(h, vec16_bits) << 16;
+        memcpy(v, &u, sizeof *v);
+        return;
+    }
     if (n < 16)
         *v = (k_vec16){0};
-    memcpy(v, x, (size_t)n * sizeof(float));
+    memcpy(v, (const float *)x.p + i, (size_t)n * sizeof(float));
 }
 
-/* n channels, 16 at most, of a window. */
-K_INLINE void window(float *to, int64_t point, const float *const *from,
-                     int64_t c, int64_t n)
-{
-    k_vec16 d[POINTS];
+/* A window of 4x4 pixels, in rows, of n channels as points: `point` units
+ * apart, up to 15 more channels that are 0. */
+typedef void windows(float *to, int64_t point, const void *const *from,
+                     enum mp_dtype t, int64_t n);
 
+/* n channels, 16 at most, from the c-th on. */
+K_INLINE void transform(k_vec16 *d, const void *const *from, enum mp_dtype t,
+                        int64_t c, int64_t n)
+{
     UNROLL
     for (int i = 0; i < POINTS; i++)
-        load(&d[i], from[i] + c, n);
+        load(&d[i], (struct k_in){from[i], t}, c, n);
     UNROLL
     for (int i = 0; i < 4; i++)
         differences(d + i, 4);
     UNROLL
     for (int i = 0; i < 4; i++)
         differences(d + 4 * i, 1);
-    UNROLL
-    for (int i = 0; i < POINTS; i++)
-        memcpy(to + i * point, &d[i], sizeof d[i]);
 }
 
-K_MULTI(copy_windows, (const struct block *b, const float *x), (b, x))
+K_INLINE void window(float *to, int64_t point, const void *const *from,
+                     int64_t c, int64_t n)
 {
-    static const float zeros[CHUNK];
+    k_vec16 d[POINTS];
 
-    for (int64_t i = 0; i < b->tiles; i++) {
-        const float *from[POINTS], *at[POINTS];
-        struct place t = place_of(b, i);
+    transform(d, from, MP_F32, c, n);
+    UNROLL
+    for (int i = 0; i < POINTS; i++)
+        memcpy(to + i * point + c, &d[i], sizeof d[i]);
+}
 
-        for (int j = 0; j < POINTS; j++)
-            from[j] = pixel(b->a, x, t, j / 4, j % 4);
-        for (int64_t c = 0; c < b->a->c; c += CHUNK) {
-            int64_t n = k_min(CHUNK, b->a->c - c), k = 0;
-            float *to = b->u + (c / CHUNK * b->tiles + i) * CHUNK;
+K_MULTI(windows_f32,
+        (float *to, int64_t point, const void *const *from, enum mp_dtype t,
+         int64_t n),
+        (to, point, from, t, n))
+{
+    int64_t c = 0;
 
-            for (int j = 0; j < POINTS; j++)
-                at[j] = from[j] ? from[j] + c : zeros;
-            for (; k + 16 <= n; k += 16)
-                window(to + k, b->u_point, at, k, 16);
-            if (k < n)
-                window(to + k, b->u_point, at, k, n - k);
-        }
-    }
+    (void)t;
+    for (; c + 16 <= n; c += 16)
+        window(to, point, from, c, 16);
+    if (c < n)
+        window(to, point, from, c, n - c);
 }
 
 /* ---- the products ---- */
@@ -271,21 +257,29 @@ typedef void products(float *m, int64_t rows, const float *u, const float *w,
 /* 14 x 2 sums, 2 vectors of w and one of u take 31 of 32 registers. */
 #define ROWS_AVX512 14
 
-K_TARGET_AVX512 K_INLINE void product_avx512(float *m, int rows, const float *u,
-                                             const float *w, int64_t n,
-                                             int more, const float *ahead)
+K_TARGET_AVX512 K_INLINE void zero(__m512 sum[][2], int rows)
 {
-    __m512 sum[ROWS_AVX512][2];
-
     UNROLL
     for (int r = 0; r < rows; r++)
         sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+}
+
+/* What the next steps want: the rows that follow are too short for CPUs to
+ * foresee. */
+K_INLINE void fetch(const float *u, const float *ahead, int64_t c)
+{
+    __builtin_prefetch(u + 16 * c);
+    __builtin_prefetch(ahead + 16 * c);
+}
+
+K_TARGET_AVX512 K_INLINE void add_f32(__m512 sum[][2], int rows, const float *u,
+                                      const float *w, int64_t n,
+                                      const float *ahead)
+{
     for (int64_t c = 0; c < n; c++, w += WIDE) {
         __m512 low = _mm512_load_ps(w), high = _mm512_load_ps(w + 16);
 
-        /* the rows that follow: too short for CPUs to foresee */
-        __builtin_prefetch(u + rows * CHUNK + 16 * c);
-        __builtin_prefetch(ahead + 16 * c);
+        fetch(u + rows * CHUNK, ahead, c);
         UNROLL
         for (int r = 0; r < rows; r++) {
             __m512 d = _mm512_set1_ps(u[r * CHUNK + c]);
@@ -294,6 +288,30 @@ K_TARGET_AVX512 K_INLINE void product_avx512(float *m, int rows, const float *u,
             sum[r][1] = _mm512_fmadd_ps(d, high, sum[r][1]);
         }
     }
+}
+
+K_TARGET_BF16 K_INLINE void add_bf16(__m512 sum[][2], int rows, const float *u,
+                                     const float *w, int64_t n,
+                                     const float *ahead)
+{
+    for (int64_t c = 0; c < n; c++, w += WIDE) {
+        __m512bh low = (__m512bh)_mm512_load_ps(w);
+        __m512bh high = (__m512bh)_mm512_load_ps(w + 16);
+
+        fetch(u + rows * CHUNK, ahead, c);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            __m512bh d = (__m512bh)_mm512_set1_ps(u[r * CHUNK + c]);
+
+            sum[r][0] = _mm512_dpbf16_ps(sum[r][0], d, low);
+            sum[r][1] = _mm512_dpbf16_ps(sum[r][1], d, high);
+        }
+    }
+}
+
+K_TARGET_AVX512 K_INLINE void keep(float *m, __m512 sum[][2], int rows,
+                                   int more)
+{
     UNROLL
     for (int r = 0; r < rows; r++, m += WIDE) {
         if (more) {
@@ -305,27 +323,114 @@ K_TARGET_AVX512 K_INLINE void product_avx512(float *m, int rows, const float *u,
     }
 }
 
+/* The same for both types: add is add_f32 or add_bf16. */
+#define PRODUCT(add)                                                           \
+    do {                                                                       \
+        __m512 sum[rows][2];                                                   \
+                                                                               \
+        zero(sum, rows);                                                       \
+        add(sum, rows, u, w, n, ahead);                                        \
+        keep(m, sum, rows, more);                                              \
+    } while (0)
+
+#define PRODUCTS(add)                                                          \
+    switch (count) {                                                           \
+        ROWS_CASE(1, PRODUCT(add));                                            \
+        ROWS_CASE(2, PRODUCT(add));                                            \
+        ROWS_CASE(3, PRODUCT(add));                                            \
+        ROWS_CASE(4, PRODUCT(add));                                            \
+        ROWS_CASE(5, PRODUCT(add));                                            \
+        ROWS_CASE(6, PRODUCT(add));                                            \
+        ROWS_CASE(7, PRODUCT(add));                                            \
+        ROWS_CASE(8, PRODUCT(add));                                            \
+        ROWS_CASE(9, PRODUCT(add));                                            \
+        ROWS_CASE(10, PRODUCT(add));                                           \
+        ROWS_CASE(11, PRODUCT(add));                                           \
+        ROWS_CASE(12, PRODUCT(add));                                           \
+        ROWS_CASE(13, PRODUCT(add));                                           \
+        ROWS_CASE(14, PRODUCT(add));                                           \
+    }
+
 K_TARGET_AVX512 static void products_avx512(float *m, int64_t count,
                                             const float *u, const float *w,
                                             int64_t n, int more,
                                             const float *ahead)
 {
-    switch (count) {
-        ROWS_CASE(1, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(2, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(3, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(4, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(5, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(6, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(7, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(8, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(9, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(10, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(11, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(12, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(13, product_avx512(m, rows, u, w, n, more, ahead));
-        ROWS_CASE(14, product_avx512(m, rows, u, w, n, more, ahead));
+    PRODUCTS(add_f32);
+}
+
+K_TARGET_BF16 static void products_bf16(float *m, int64_t count, const float *u,
+                                        const float *w, int64_t n, int more,
+                                        const float *ahead)
+{
+    PRODUCTS(add_bf16);
+}
+
+/* Stores a point; what is left is the error that rounding makes. */
+K_TARGET_BF16 K_INLINE void narrow(uint16_t *to, k_vec16 *d)
+{
+    __m256bh h = _mm512_cvtneps_pbh((__m512)*d);
+    __m512i wide = _mm512_cvtepu16_epi32((__m256i)h);
+
+    memcpy(to, &h, sizeof h);
+    *d = (k_vec16)_mm512_slli_epi32(wide, 16) - *d;
+}
+
+/* Points of d, four in a row, each rounded so that it makes up for the errors
+ * of those before as well as it can: of weights that have nothing to do with
+ * each other, two results have the error
+ *
+ *     (e0 + s)^2 + 2 t^2 + 2 s^2 + (t - e3)^2, s, t = (e1 + e2, e1 - e2) / 2
+ *
+ * where e are those of the points. Likewise of four rows. What is left in d are
+ * the errors. */
+K_TARGET_BF16 K_INLINE void narrow_row(uint16_t *to, int64_t point, k_vec16 *d)
+{
+    k_vec16 s, t;
+
+    narrow(to + point, &d[1]);
+    narrow(to + 2 * point, &d[2]);
+    s = (d[1] + d[2]) / 2;
+    t = (d[1] - d[2]) / 2;
+    d[0] -= s;
+    d[3] += t;
+    narrow(to, &d[0]);
+    narrow(to + 3 * point, &d[3]);
+    d[0] -= s;
+    d[3] += t;
+}
+
+/* point: here in numbers */
+K_TARGET_BF16 K_INLINE void window_bf16(uint16_t *to, int64_t point,
+                                        const void *const *from,
+                                        enum mp_dtype t, int64_t c, int64_t n)
+{
+    k_vec16 d[POINTS];
+
+    transform(d, from, t, c, n);
+    to += c;
+    narrow_row(to + 4 * point, point, d + 4);
+    narrow_row(to + 8 * point, point, d + 8);
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        d[i] -= (d[4 + i] + d[8 + i]) / 2;
+        d[12 + i] += (d[4 + i] - d[8 + i]) / 2;
     }
+    narrow_row(to, point, d);
+    narrow_row(to + 12 * point, point, d + 12);
+}
+
+K_TARGET_BF16 static void windows_bf16(float *u, int64_t point,
+                                       const void *const *from, enum mp_dtype t,
+                                       int64_t n)
+{
+    uint16_t *to = (uint16_t *)u;
+    int64_t c = 0;
+
+    for (; c + 16 <= n && t == MP_BF16; c += 16)
+        window_bf16(to, 2 * point, from, MP_BF16, c, 16);
+    for (; c < n; c += 16)
+        window_bf16(to, 2 * point, from, t, c, k_min(16, n - c));
 }
 
 /* 6 x 2 sums of half as many channels take 15 of 16. */
@@ -397,23 +502,51 @@ static void products_plain(float *m, int64_t rows, const float *u,
 
 struct engine {
     int64_t rows; /* of tiles at a time, at most */
+    windows *windows;
     products *products;
 };
 
-static struct engine engine(void)
+static struct engine engine(enum k_way way)
 {
 #if defined(__x86_64__)
+    if (way == K_WINOGRAD_BF16)
+        return (struct engine){ROWS_AVX512, windows_bf16, products_bf16};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, products_avx512};
+        return (struct engine){ROWS_AVX512, windows_f32, products_avx512};
     if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, products_avx2};
+        return (struct engine){ROWS_AVX2, windows_f32, products_avx2};
 #endif
-    return (struct engine){1, products_plain};
+    return (struct engine){1, windows_f32, products_plain};
 }
 
 int k_has_conv(void)
 {
     return k_level() >= K_AVX2;
+}
+
+static void copy_windows(const struct block *b, const struct engine *e,
+                         struct k_in x)
+{
+    static const char zeros[2 * CHUNK * sizeof(float)];
+    int64_t most = CHUNK * unit_of(b->a->way); /* channels in a chunk */
+    size_t step = (size_t)most * k_size(x.t);
+
+    for (int64_t i = 0; i < b->tiles; i++) {
+        const char *from[POINTS];
+        const void *at[POINTS];
+        struct place t = place_of(b, i);
+
+        for (int j = 0; j < POINTS; j++)
+            from[j] = pixel(b->a, x, t, j / 4, j % 4);
+        for (int64_t c = 0; c < b->a->c; c += most) {
+            for (int j = 0; j < POINTS; j++) {
+                at[j] = from[j] ? from[j] : zeros;
+                from[j] += from[j] ? step : 0;
+            }
+            e->windows(b->u + (c / most * b->tiles + i) * CHUNK, b->u_point, at,
+                       x.t, k_min(most, b->a->c - c));
+        }
+    }
 }
 
 /* All tiles of a block at one point. */
@@ -450,9 +583,25 @@ K_INLINE void sums(k_vec16 *m, int step)
 }
 
 struct result {
-    float *y;
-    const float *bias, *residual;
+    struct k_out y;
+    const float *bias;
+    struct k_in residual; /* p NULL: none */
 };
+
+K_INLINE void store(struct k_out y, int64_t at, int64_t n, const k_vec16 *v)
+{
+    vec16_bits u, nan = (vec16_bits)(*v != *v);
+    vec16_bf16 h;
+
+    if (y.t == MP_F32) {
+        memcpy((float *)y.p + at, v, (size_t)n * sizeof(float));
+        return;
+    }
+    memcpy(&u, v, sizeof u);
+    u = ((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan);
+    h = __builtin_convertvector(u >> 16, vec16_bf16);
+    memcpy((uint16_t *)y.p + at, &h, (size_t)n * sizeof(uint16_t));
+}
 
 /* n channels of a result from the k-th on, finished; 16 of n are known to be
  * there when compiling, mostly. */
@@ -460,18 +609,17 @@ K_INLINE void finish(const struct result *s, int64_t at, int64_t k, int64_t n,
                      const k_vec16 *sum, int act)
 {
     k_vec16 y = *sum, v;
-
     if (s->bias) {
-        load(&v, s->bias + k, n);
+        load(&v, (struct k_in){s->bias, MP_F32}, k, n);
         y += v;
     }
-    if (s->residual) {
-        load(&v, s->residual + at, n);
+    if (s->residual.p) {
+        load(&v, s->residual, at, n);
         y += v;
     }
-    memcpy(s->y + at, &y, (size_t)n * sizeof(float));
     if (act)
-        k_act_row(s->y + at, s->y + at, n, act);
+        k_act_row((float *)&y, (float *)&y, 16, act);
+    store(s->y, at, n, &y);
 }
 
 /* n channels, 16 at most, of a tile. */
@@ -548,7 +696,7 @@ struct shares {
 
 static struct shares shares_of(const struct k_conv *a, int threads)
 {
-    int64_t n = side(a), points = points_of(a->winograd);
+    int64_t n = side(a), points = points_of(a->way);
     int64_t wides = k_ceil_div(a->k, WIDE), each;
     struct shares s = {0};
 
@@ -561,7 +709,7 @@ static struct shares shares_of(const struct k_conv *a, int threads)
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.u_point = u_point(s.block, depth_of(a->c, a->r * a->s, a->winograd));
+    s.u_point = u_point(s.block, depth_of(a->c, a->r * a->s, a->way));
     s.m_point = m_point(s.block);
     s.scratch = points * (s.u_point + s.m_point);
     return s;
@@ -580,30 +728,31 @@ size_t k_conv_scratch(const struct k_conv *a, int threads)
 }
 
 static void run(const struct block *b, const struct engine *e,
-                const struct result *s, const float *x, const float *w,
+                const struct result *s, struct k_in x, const float *w,
                 int64_t k, int64_t end)
 {
-    if (b->a->winograd)
-        copy_windows(b, x);
-    else
+    if (b->a->way == K_DIRECT)
         copy_taps(b, x);
+    else
+        copy_windows(b, e, x);
     w += k * b->points * b->depth;
     for (; k < end; k += WIDE) {
         for (int64_t p = 0; p < b->points; p++, w += b->depth * WIDE)
             at_point(b, e, b->m + p * b->m_point, b->u + p * b->u_point, w);
-        if (b->a->winograd)
-            finish_tiles(b, s, k);
-        else
+        if (b->a->way == K_DIRECT)
             finish_ones(b, s, k);
+        else
+            finish_tiles(b, s, k);
     }
 }
 
-void k_conv(const struct k_conv *a, float *y, const float *x, const float *w,
-            const float *bias, const float *residual, void *scratch)
+void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
+            const void *w, const float *bias, struct k_in residual,
+            void *scratch)
 {
     struct shares all = shares_of(a, omp_get_max_threads());
     struct result s = {y, bias, residual};
-    struct engine e = engine();
+    struct engine e = engine(a->way);
 
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < all.blocks * all.parts; i++) {
@@ -613,8 +762,8 @@ void k_conv(const struct k_conv *a, float *y, const float *x, const float *w,
             .a = a,
             .first = first,
             .tiles = k_min(all.block, all.tiles - first),
-            .points = points_of(a->winograd),
-            .depth = depth_of(a->c, a->r * a->s, a->winograd),
+            .points = points_of(a->way),
+            .depth = depth_of(a->c, a->r * a->s, a->way),
             .u_point = all.u_point,
             .m_point = all.m_point,
         };

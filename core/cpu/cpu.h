@@ -17,8 +17,12 @@ enum form {
     TAP_WEIGHTS,      /* K,C,R,S as R,S,K,C: a product for each tap */
     BLOCK_WEIGHTS,    /* K,C,R,S as k_conv_pack does */
     WINOGRAD_WEIGHTS, /* K,C,3,3 likewise */
+    WINOGRAD_BF16,    /* K,C,3,3 likewise */
     AS_BF16           /* plain, in that type */
 };
+
+/* Weights of a convolution of ours: of which way? */
+int cpu_is_ours(enum form form, enum k_way *way);
 
 /* A constant in the form that some kernel wants. Kept by the device while a
  * plan uses it; plans of one device share it. */

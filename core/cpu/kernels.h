@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * kernels.h - what the CPU backend computes itself: all that is no
- * convolution.
+ * kernels.h - what the CPU backend computes itself: all that is not left to
+ * oneDNN.
  *
  * Every call names the element type of each operand, MP_F32 or MP_BF16 unless
  * said otherwise; they may be mixed. Sums, statistics and functions are f32 or
@@ -68,7 +68,15 @@ size_t k_attention_scratch(const struct k_attention *a, int threads);
 void k_attention(const struct k_attention *a, void *y, const void *q,
                  const void *k, const void *v, void *scratch);
 
-/* ---- convolutions in f32 ---- */
+/* ---- convolutions ---- */
+
+/* How a result comes about. Winograd's way is for 3x3 with stride 1: less than
+ * half of the products, 16/9 of the weights. */
+enum k_way {
+    K_DIRECT,       /* in f32 */
+    K_WINOGRAD,     /* in f32 */
+    K_WINOGRAD_BF16 /* products of bf16, all else in f32; needs k_has_bf16() */
+};
 
 /* x N,H,W,C -> y N,yh,yw,K; top, left: rows and columns of zeros before x;
  * after it are as many as yh and yw ask for. */
@@ -76,9 +84,8 @@ struct k_conv {
     int64_t n, h, w, c;
     int64_t yh, yw, k;
     int64_t r, s, stride, top, left;
-    int winograd; /* 3x3 with stride 1: less than half of the products, 16/9 of
-                     the weights */
-    int act;      /* any of enum mp_act */
+    enum k_way way;
+    int act; /* any of enum mp_act */
 };
 
 #define K_MOST_TAPS 64
@@ -87,14 +94,15 @@ struct k_conv {
 int k_has_conv(void);
 /* Weights K,C,R,S as k_conv takes them, 64-byte aligned; size in bytes. R S is
  * K_MOST_TAPS at most. */
-size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, int winograd);
-void k_conv_pack(float *to, const float *w, int64_t k, int64_t c, int64_t r,
-                 int64_t s, int winograd);
-/* y = act(conv + bias + residual); bias K or NULL; residual as y or NULL, in
- * place of it. */
+size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, enum k_way way);
+void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
+                 int64_t s, enum k_way way);
+/* y = act(conv + bias + residual); bias K or NULL; residual as y or p NULL, in
+ * place of it if the type is the same. All f32 unless the way is in bf16. */
 size_t k_conv_scratch(const struct k_conv *a, int threads);
-void k_conv(const struct k_conv *a, float *y, const float *x, const float *w,
-            const float *bias, const float *residual, void *scratch);
+void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
+            const void *w, const float *bias, struct k_in residual,
+            void *scratch);
 
 /* ---- layouts of weights ---- */
 
@@ -109,7 +117,8 @@ struct k_layout {
 };
 
 /* From f32 in a plain layout to blocks of type t; what the last blocks have
- * more than the weights becomes 0. bf16 as k_copy has it. */
+ * more than the weights becomes 0. bf16 as k_copy has it. 3x3 weights in a
+ * layout of 4x4 become the points of Winograd's F(2x2, 3x3). */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
                   const struct k_layout *from);
 void k_reorder(struct k_out to, const struct k_layout *layout,

@@ -12,6 +12,7 @@
 #define UNROLL    _Pragma("GCC unroll 16")
 #define MOST_ROWS 64
 #define PIECE     (2 * K_MOST_TAPS)
+#define POINTS    16 /* of Winograd's, in place of 9 taps */
 
 /* Blocks of K for f32, of K with pairs of channels innermost for bf16. */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
@@ -30,7 +31,8 @@ int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
 struct part {
     float x[PIECE * MOST_ROWS];
     const struct k_layout *l;
-    int64_t rows, group, taps; /* group: channels that lie together */
+    int64_t rows, group; /* group: channels that lie together */
+    int64_t taps;        /* of the weights */
 };
 
 static void turn_plain(float *to, int64_t step, const float *from, int64_t row,
@@ -90,30 +92,150 @@ K_MULTI(zip, (uint32_t * to, const float *a, const float *b, int64_t n),
         to[i] = k_to_bf16(a[i]) | (uint32_t)k_to_bf16(b[i]) << 16;
 }
 
-/* The blocks of a part, which starts at channel c. */
-static void store(struct k_out to, const struct part *p, int64_t at, int64_t c,
-                  int64_t n)
+/* ---- Winograd's points: G g G^T of 3x3 taps g ---- */
+
+/* Three taps become four, for a vector of channels of the result. */
+K_INLINE void widen(k_double8 *to, const k_double8 *g, int step)
 {
-    const int64_t *stride = p->l->stride;
+    k_double8 even = (g[0] + g[2 * step]) / 2, odd = g[step] / 2;
 
-    for (int64_t i = 0; i < n; i += p->group)
-        for (int64_t t = 0; t < p->taps; t++) {
-            const float *x = p->x + (i * p->taps + t) * p->rows;
-            int64_t y = at + (c + i) / p->group * stride[1] +
-                        t / p->l->dim[3] * stride[2] +
-                        t % p->l->dim[3] * stride[3];
+    to[0] = g[0];
+    to[step] = even + odd;
+    to[2 * step] = even - odd;
+    to[3 * step] = g[2 * step];
+}
 
-            if (to.t == MP_BF16)
-                zip(k_out_at(to, y), x, x + p->taps * p->rows, p->rows);
-            else
-                memcpy(k_out_at(to, y), x, (size_t)p->rows * sizeof *x);
+typedef uint32_t vec8_bits __attribute__((vector_size(32)));
+
+/* To bf16, as k_to_bf16 does; e: the error of it. */
+K_INLINE void narrow(k_vec8 *e, k_vec8 *d)
+{
+    k_vec8 before = *d;
+    vec8_bits u;
+
+    memcpy(&u, d, sizeof u);
+    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
+    memcpy(d, &u, sizeof u);
+    *e = *d - before;
+}
+
+/* Four points in a row, rounded one after the other, each so that it makes up
+ * for the errors of those before as well as it can: of pixels that have nothing
+ * to do with each other, two results have the error
+ *
+ *     e0^2 + 2 (e1 - e2)^2 + (e1 + e2 - e0)^2 + (e1 + e2 - e3)^2 + e3^2
+ *
+ * where e are those of the points. Likewise of four rows. */
+K_INLINE void round_row(k_vec8 *e, k_vec8 *d)
+{
+    k_vec8 third, half;
+
+    narrow(&e[1], &d[1]);
+    third = e[1] / 3;
+    d[2] += third;
+    narrow(&e[2], &d[2]);
+    e[2] += third;
+    half = (e[1] + e[2]) / 2;
+    d[0] += half;
+    d[3] += half;
+    narrow(&e[0], &d[0]);
+    narrow(&e[3], &d[3]);
+    e[0] += half;
+    e[3] += half;
+}
+
+K_INLINE void round_points(k_vec8 *d)
+{
+    k_vec8 e[POINTS];
+
+    round_row(e + 4, d + 4);
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        d[8 + i] += e[4 + i] / 3;
+    round_row(e + 8, d + 8);
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        k_vec8 half = (e[4 + i] + e[8 + i] + e[4 + i] / 3) / 2;
+
+        d[i] += half;
+        d[12 + i] += half;
+    }
+    round_row(e, d);
+    round_row(e + 12, d + 12);
+}
+
+/* A channel, for `rows` channels of the result, a multiple of 8; in double. */
+K_MULTI(to_points, (float *to, const float *x, int64_t rows, enum mp_dtype t),
+        (to, x, rows, t))
+{
+    for (int64_t k = 0; k < rows; k += 8) {
+        k_double8 g[9], columns[12], all[POINTS];
+        k_vec8 v, d[POINTS];
+
+        UNROLL
+        for (int i = 0; i < 9; i++) {
+            memcpy(&v, x + i * rows + k, sizeof v);
+            g[i] = __builtin_convertvector(v, k_double8);
         }
+        UNROLL
+        for (int i = 0; i < 3; i++)
+            widen(columns + i, g + i, 3);
+        UNROLL
+        for (int i = 0; i < 4; i++)
+            widen(all + 4 * i, columns + 3 * i, 1);
+        UNROLL
+        for (int i = 0; i < POINTS; i++)
+            d[i] = __builtin_convertvector(all[i], k_vec8);
+        if (t == MP_BF16)
+            round_points(d);
+        UNROLL
+        for (int i = 0; i < POINTS; i++)
+            memcpy(to + i * rows + k, &d[i], sizeof d[i]);
+    }
+}
+
+/* ---- all of it ---- */
+
+/* Channels that lie together, from x on, where the layout has them. */
+static void store(struct k_out to, const struct part *p, int64_t at,
+                  const float *x)
+{
+    const int64_t *stride = p->l->stride, taps = p->l->dim[2] * p->l->dim[3];
+
+    for (int64_t t = 0; t < taps; t++, x += p->rows) {
+        int64_t y =
+            at + t / p->l->dim[3] * stride[2] + t % p->l->dim[3] * stride[3];
+
+        if (to.t == MP_BF16)
+            zip(k_out_at(to, y), x, x + taps * p->rows, p->rows);
+        else
+            memcpy(k_out_at(to, y), x, (size_t)p->rows * sizeof *x);
+    }
+}
+
+/* The blocks of a part, which starts at channel c. */
+static void store_all(struct k_out to, const struct part *p, int64_t at,
+                      int64_t c, int64_t n)
+{
+    int wider = p->l->dim[2] * p->l->dim[3] > p->taps;
+    int64_t points = POINTS * p->rows;
+    float wide[2 * POINTS * MOST_ROWS];
+
+    for (int64_t i = 0; i < n; i += p->group) {
+        const float *x = p->x + i * p->taps * p->rows;
+
+        for (int64_t j = 0; wider && j < p->group; j++)
+            to_points(wide + j * points, x + j * p->taps * p->rows, p->rows,
+                      to.t);
+        store(to, p, at + (c + i) / p->group * p->l->stride[1],
+              wider ? wide : x);
+    }
 }
 
 void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
                const struct k_layout *plain)
 {
-    int64_t taps = l->dim[2] * l->dim[3], rows = l->block[0];
+    int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
     int64_t group = l->blocks == 2 ? 2 : 1;
     int64_t each = PIECE / taps / group * group;
 
@@ -131,6 +253,6 @@ void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
             transpose(&p, from + k * plain->stride[0] + c * taps,
                       plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
                       all * taps);
-            store(to, &p, k / rows * l->stride[0], c, all);
+            store_all(to, &p, k / rows * l->stride[0], c, all);
         }
 }

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 2
+#define MP_BACKEND_ABI 3
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -144,6 +144,9 @@ struct mp_backend {
     uint32_t abi;  /* MP_BACKEND_ABI */
     uint32_t size; /* sizeof(struct mp_backend) as compiled */
     const char *name, *summary;
+    /* Whether sums of a convolution and a residual are to stay f32 where else
+     * values are kept in 16 bits: where that takes no time it is worth it. */
+    int wide_sums;
     /* Number of devices (>= 1), or a negative status and why it cannot run
      * here. Creates no context. */
     int (*probe)(struct mp_error *err);
