@@ -48,12 +48,49 @@ static int pick_type(struct mp_opened *o, enum mp_precision precision,
     return o->backend->supports(o->device, o->dtype, err);
 }
 
-static int open_one(struct mp_opened *o, const char *name, int index,
-                    enum mp_precision precision, int threads,
+static int is_open(const struct mp_shared_device *d,
+                   const struct mp_backend *backend,
+                   const struct mp_device_conf *conf)
+{
+    return d->arena.backend == backend && d->conf.index == conf->index &&
+           d->conf.threads == conf->threads && d->conf.tf32 == conf->tf32;
+}
+
+/* The device of o->backend; all: NULL, or where to look for it first. */
+static int open_device(struct mp_opened *o, struct mp_devices *all,
+                       const struct mp_device_conf *conf, struct mp_error *err)
+{
+    struct mp_shared_device *d = all ? all->first : NULL;
+    int rc;
+
+    if (!all)
+        return o->backend->open(&o->device, conf, err);
+    while (d && !is_open(d, o->backend, conf))
+        d = d->next;
+    if (!d) {
+        d = calloc(1, sizeof *d);
+        if (!d)
+            return mp_fail(err, MP_ENOMEM, "out of memory");
+        d->conf = *conf;
+        d->arena.backend = o->backend;
+        rc = o->backend->open(&d->arena.device, conf, err);
+        if (rc) {
+            free(d);
+            return rc;
+        }
+        d->next = all->first;
+        all->first = d;
+    }
+    d->users++;
+    o->shared = d;
+    o->device = d->arena.device;
+    return 0;
+}
+
+static int open_one(struct mp_opened *o, struct mp_devices *all,
+                    const char *name, const struct mp_device_conf *conf,
                     struct mp_error *err)
 {
-    struct mp_device_conf conf = {
-        .index = index, .threads = threads, .tf32 = precision == MP_PREC_TF32};
     int n, rc = mp_backend_find(&o->backend, name, err);
 
     if (rc)
@@ -61,38 +98,67 @@ static int open_one(struct mp_opened *o, const char *name, int index,
     n = o->backend->probe(err);
     if (n < 0)
         return n;
-    if (index >= n)
+    if (conf->index >= n)
         return mp_fail(err, MP_EINVAL, "%s:%d: this machine has %d device%s",
-                       name, index, n, n == 1 ? "" : "s");
-    rc = o->backend->info(index, &o->info, err);
-    return rc ? rc : o->backend->open(&o->device, &conf, err);
+                       name, conf->index, n, n == 1 ? "" : "s");
+    rc = o->backend->info(conf->index, &o->info, err);
+    return rc ? rc : open_device(o, all, conf, err);
+}
+
+void mp_devices_close(struct mp_devices *all, struct mp_opened *o)
+{
+    struct mp_shared_device *d = o->shared, **at;
+
+    if (!o->device)
+        return;
+    if (!d) {
+        o->backend->close(o->device);
+    } else {
+        mp_arena_free(&d->arena); /* those who stay may need less */
+        if (!--d->users) {
+            for (at = &all->first; *at != d;)
+                at = &(*at)->next;
+            *at = d->next;
+            d->arena.backend->close(d->arena.device);
+            free(d);
+        }
+    }
+    o->shared = NULL;
+    o->device = NULL;
+}
+
+int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
+                    const char *name, enum mp_precision precision, int threads,
+                    struct mp_error *err)
+{
+    struct mp_device_conf conf = {.threads = threads,
+                                  .tf32 = precision == MP_PREC_TF32};
+    struct mp_error why = {0};
+    char base[32];
+    int rc;
+
+    memset(o, 0, sizeof *o);
+    if (strcmp(name, "auto")) {
+        rc = split(base, &conf.index, name, err);
+        if (!rc)
+            rc = open_one(o, all, base, &conf, err);
+    } else {
+        rc = open_one(o, all, "cuda", &conf, &why);
+        if (rc) {
+            mp_log(MP_LOG_INFO, "device", "not on a GPU: %s", why.text);
+            rc = open_one(o, all, "cpu", &conf, err);
+        }
+    }
+    if (!rc)
+        rc = pick_type(o, precision, err);
+    if (rc)
+        mp_devices_close(all, o);
+    return rc;
 }
 
 int mp_device_open(struct mp_opened *o, const char *name,
                    enum mp_precision precision, int threads,
                    struct mp_error *err)
 {
-    struct mp_error why = {0};
-    char base[32];
-    int index = 0, rc;
-
-    memset(o, 0, sizeof *o);
-    if (strcmp(name, "auto")) {
-        rc = split(base, &index, name, err);
-        if (!rc)
-            rc = open_one(o, base, index, precision, threads, err);
-    } else {
-        rc = open_one(o, "cuda", 0, precision, threads, &why);
-        if (rc) {
-            mp_log(MP_LOG_INFO, "device", "not on a GPU: %s", why.text);
-            rc = open_one(o, "cpu", 0, precision, threads, err);
-        }
-    }
-    if (!rc)
-        rc = pick_type(o, precision, err);
-    if (rc && o->device) {
-        o->backend->close(o->device);
-        o->device = NULL;
-    }
-    return rc;
+    return mp_devices_open(NULL, o, name, precision, threads, err);
 }

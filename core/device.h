@@ -1,15 +1,35 @@
 /* SPDX-License-Identifier: MIT */
-/* device.h - choose a backend and a precision, and open the device. */
+/*
+ * device.h - choose a backend and a precision, and open the device.
+ *
+ * Pipelines of one thread share devices: weights packed on one for a pipeline
+ * serve the next, and all run in the same memory. Their mp_devices begins as
+ * zeros, and is so again when the last of them is closed.
+ */
 #ifndef CORE_DEVICE_H
 #define CORE_DEVICE_H
 
 #include "pipeline.h"
+#include "session.h"
+
+/* A device that is open. */
+struct mp_shared_device {
+    struct mp_shared_device *next;
+    struct mp_device_conf conf;
+    struct mp_arena arena; /* with the backend and the device */
+    size_t users;
+};
+
+struct mp_devices {
+    struct mp_shared_device *first;
+};
 
 struct mp_opened {
     const struct mp_backend *backend;
     struct mp_device *device;
     enum mp_dtype dtype; /* how activations are kept */
     struct mp_device_info info;
+    struct mp_shared_device *shared; /* NULL: o->device is one's own */
 };
 
 /* name: "auto" (the best that works here, saying at -v why others do not),
@@ -17,5 +37,13 @@ struct mp_opened {
 int mp_device_open(struct mp_opened *o, const char *name,
                    enum mp_precision precision, int threads,
                    struct mp_error *err);
+
+/* Likewise, but a device that is open in `all` already, with as many threads
+ * and as exact, is taken as it is. Its arena is o->shared->arena. */
+int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
+                    const char *name, enum mp_precision precision, int threads,
+                    struct mp_error *err);
+/* After o's sessions. What was never opened is fine. */
+void mp_devices_close(struct mp_devices *all, struct mp_opened *o);
 
 #endif

@@ -325,7 +325,7 @@ static int prepare(struct work *w, struct mp_pipeline **p, struct mp_error *err)
     if (!rc)
         rc = mp_pairs_inputs(&w->pairs, &w->in, &t, w->a->images, w->folder,
                              err);
-    return rc ? rc : mp_settings_pipeline(p, w->s, err);
+    return rc ? rc : mp_settings_pipeline(p, w->s, NULL, err);
 }
 
 static int find_results(struct work *w, struct mp_error *err)

@@ -28,8 +28,10 @@ static void key_of(uint64_t k[2], const struct mp_net *net,
     mix(k, &n->op, sizeof n->op);
     mix(k, &n->attr, sizeof n->attr);
     mix(k, n->dim, (size_t)n->ndim * sizeof *n->dim);
-    if (n->weight) { /* the mapping is the identity of a tensor */
-        mix(k, &n->weight->data, sizeof n->weight->data);
+    if (n->weight) { /* mappings come and go */
+        mix(k, n->weight->file, sizeof *n->weight->file);
+        mix(k, &n->weight->offset, sizeof n->weight->offset);
+        mix(k, &n->weight->dtype, sizeof n->weight->dtype);
         mix(k, n->weight->stride,
             (size_t)n->weight->ndim * sizeof *n->weight->stride);
         mix(k, n->weight->name, strlen(n->weight->name));

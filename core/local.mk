@@ -50,6 +50,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
+	%reldir%/cpu/store.c %reldir%/cpu/store.h \
 	%reldir%/eval/coco.c %reldir%/eval/coco.h \
 	%reldir%/eval/depth_metrics.c \
 	%reldir%/eval/evaluate.c %reldir%/eval/evaluate.h \

@@ -18,6 +18,8 @@
 
 /* Built in. ref runs the plain C references: for tests. */
 extern const struct mp_backend mp_backend_cpu, mp_backend_ref;
+/* Bytes of the packed constants of a device of mp_backend_cpu; for tests. */
+size_t mp_cpu_packed(const struct mp_device *d);
 
 /* Search this folder before all others. */
 int mp_module_path(const char *folder, struct mp_error *err);

@@ -216,7 +216,7 @@ static int open_pipeline(struct mp_pipeline **p, struct mp_client **c,
     int rc = find_daemon(c, a, s, err);
 
     if (rc || !*c)
-        return rc ? rc : mp_settings_pipeline(p, s, err);
+        return rc ? rc : mp_settings_pipeline(p, s, NULL, err);
     *p = mp_client_pipeline(*c);
     mp_log(MP_LOG_INFO, "daemon", "%s: %s", s->daemon.socket,
            mp_pipeline_backend(*p));

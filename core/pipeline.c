@@ -26,8 +26,8 @@ struct mp_pipeline {
     struct mp_pipeline_conf conf;
     const char *variant; /* text of mp_pipeline_use */
     struct mp_weights *weights;
+    struct mp_devices *devices, own;
     struct mp_opened device;
-    struct mp_arena arena;
     struct mp_arch arch;
     struct cached network[KEPT], merge[KEPT];
     uint64_t clock;
@@ -112,7 +112,8 @@ static int remember(struct mp_pipeline *p, struct cached *cache,
         like->session = rc ? like->session : NULL;
     } else if (!rc) {
         /* the old one goes after: what both have packed is kept */
-        rc = mp_session_new(&fresh.session, &p->arena, g, precision, err);
+        rc = mp_session_new(&fresh.session, &p->device.shared->arena, g,
+                            precision, err);
         p->times.compile += now() - began;
     }
     if (rc) {
@@ -209,18 +210,17 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
         return mp_fail(err, MP_ENOMEM, "out of memory");
     p->conf = *c;
     p->variant = "";
+    p->devices = c->devices ? c->devices : &p->own;
     rc = c->head->check ? c->head->check(c->head_conf, err) : 0;
     if (!rc)
-        rc = mp_device_open(&p->device, c->backend, c->precision, c->threads,
-                            err);
+        rc = mp_devices_open(p->devices, &p->device, c->backend, c->precision,
+                             c->threads, err);
     if (!rc)
         rc = load(p, err);
     if (rc) {
         mp_pipeline_close(p);
         return rc;
     }
-    p->arena.backend = p->device.backend;
-    p->arena.device = p->device.device;
     snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
              p->device.backend->name, p->device.info.name,
              mp_pipeline_precision(p));
@@ -258,10 +258,7 @@ void mp_pipeline_close(struct mp_pipeline *p)
         forget(&p->network[i]);
         forget(&p->merge[i]);
     }
-    if (p->device.device) {
-        mp_arena_free(&p->arena);
-        p->device.backend->close(p->device.device);
-    }
+    mp_devices_close(p->devices, &p->device);
     mp_weights_close(p->weights);
     free(p->device_text);
     free(p->precision_text);

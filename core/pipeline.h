@@ -6,7 +6,8 @@
  * mp_pipeline_close. Sessions are compiled when a shape is first met and kept
  * in a cache (least recently used ones go).
  *
- * Threads: all calls from one thread at a time (the device's).
+ * Threads: all calls from one thread at a time (the device's), also those of
+ * pipelines that share devices.
  */
 #ifndef CORE_PIPELINE_H
 #define CORE_PIPELINE_H
@@ -31,6 +32,8 @@ struct mp_pipeline_conf { /* borrowed until close */
     enum mp_precision precision;
     int threads; /* 0: all that the process may use */
     int strict;  /* nonzero: tensors that nothing uses are an error */
+    /* To share with other pipelines, see device.h; NULL: with none. */
+    struct mp_devices *devices;
 };
 
 struct mp_pipeline;

@@ -527,7 +527,7 @@ int mp_settings_files(struct mp_settings *s, struct mp_error *err)
 }
 
 int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
-                         struct mp_error *err)
+                         struct mp_devices *devices, struct mp_error *err)
 {
     struct mp_pipeline_conf c = {
         .head = s->plugin,
@@ -537,6 +537,7 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
         .strict = s->model.strict,
+        .devices = devices,
     };
     int rc = mp_pipeline_open(p, &c, err);
 

@@ -87,10 +87,12 @@ int mp_settings_vary(struct mp_settings **out, const struct mp_settings *s,
 int mp_settings_files(struct mp_settings *s, struct mp_error *err);
 /* The classes alone, if the head uses them. */
 int mp_settings_classes(struct mp_settings *s, struct mp_error *err);
-/* The pipeline that they describe; after mp_settings_files. */
+/* The pipeline that they describe; after mp_settings_files. devices: to share,
+ * or NULL. */
 struct mp_pipeline;
+struct mp_devices;
 int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
-                         struct mp_error *err);
+                         struct mp_devices *devices, struct mp_error *err);
 
 /* The values in force as an INI file, and as {section: {key: text}}: the
  * latter new, NULL: out of memory. */

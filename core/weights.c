@@ -102,6 +102,11 @@ int mp_weights_add(struct mp_weights *w, const struct mp_weight_info *i,
         w->cap = cap;
     }
     w->info[w->count] = *i;
+    if (w->file) { /* a folder's are its files' */
+        w->info[w->count].file = &w->id;
+        w->info[w->count].offset =
+            (size_t)((uintptr_t)i->data - (uintptr_t)w->file);
+    }
     w->info[w->count].name = copy(s, n);
     if (!w->info[w->count].name)
         return mp_fail(err, MP_ENOMEM, "out of memory");
@@ -148,6 +153,13 @@ static int map_file(struct mp_weights *w, int fd, const struct stat *st,
     if (p == MAP_FAILED)
         return mp_fail(err, MP_EIO, "cannot map the file: %s", strerror(errno));
     w->file = p;
+    w->id = (struct mp_file_id){
+        .device = st->st_dev,
+        .inode = st->st_ino,
+        .bytes = (uint64_t)st->st_size,
+        .written = {st->st_mtim.tv_sec, st->st_mtim.tv_nsec},
+        .changed = {st->st_ctim.tv_sec, st->st_ctim.tv_nsec},
+    };
     return 0;
 }
 

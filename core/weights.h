@@ -25,6 +25,12 @@
 
 #define MP_WEIGHT_RANK 8
 
+/* Which file, and which state of it, however and by whom it is opened. */
+struct mp_file_id {
+    uint64_t device, inode, bytes;
+    int64_t written[2], changed[2]; /* seconds, nanoseconds */
+};
+
 struct mp_weight_info {
     const char *name;
     enum mp_dtype dtype;
@@ -32,9 +38,11 @@ struct mp_weight_info {
     int64_t dim[MP_WEIGHT_RANK];
     int64_t stride[MP_WEIGHT_RANK]; /* in elements; row-major unless a view */
     const void *data; /* mapped: element (0,...,0); may be unaligned */
-    size_t count;     /* elements: the product of dim */
-    size_t storage;   /* same storage, same number */
-    int dense;        /* nonzero: row-major without holes */
+    const struct mp_file_id *file;
+    size_t offset;  /* of data in that file */
+    size_t count;   /* elements: the product of dim */
+    size_t storage; /* same storage, same number */
+    int dense;      /* nonzero: row-major without holes */
 };
 
 struct mp_weights;

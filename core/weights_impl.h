@@ -16,6 +16,7 @@ struct mp_weights {
     const char *format;
     const uint8_t *file; /* the mapping; NULL for a folder */
     size_t size;
+    struct mp_file_id id;
     struct mp_weights *part[2]; /* a folder's files, borrowed from by info */
     struct mp_weight_info *info;
     size_t count, cap;

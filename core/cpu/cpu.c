@@ -236,12 +236,18 @@ static int reorder(struct mp_device *d, void *to, dn_desc want,
     return cpu_status(st, "packing weights", err);
 }
 
-static void packed_free(struct packed *p)
+static void packed_free(struct mp_device *d, struct packed *p)
 {
     if (p->has_desc)
         dn_desc_free(&p->desc);
-    free(p->data);
+    if (p->data)
+        store_drop(&d->store, p->data, p->bytes);
     free(p);
+}
+
+size_t mp_cpu_packed(const struct mp_device *d)
+{
+    return d->store.bytes;
 }
 
 int cpu_is_ours(enum form form, enum k_way *way)
@@ -278,6 +284,7 @@ static int pack_now(struct packed *k, struct mp_device *d,
 {
     float *formed = NULL;
     enum k_way way;
+    void *data;
     int64_t n;
     int rc = 0;
 
@@ -290,20 +297,24 @@ static int pack_now(struct packed *k, struct mp_device *d,
     }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
     k->bytes = bytes_of(k, v, want);
-    k->data = get_memory(k->bytes);
+    data = get_memory(k->bytes);
     n = (int64_t)(k->bytes / mp_dtype_size(k->type));
-    if (!k->data)
+    if (!data)
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
     else if (cpu_is_ours(k->form, &way))
-        k_conv_pack(k->data, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3],
+        k_conv_pack(data, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3],
                     way);
     else if (want)
-        rc = reorder(d, k->data, want, from, plain, err);
+        rc = reorder(d, data, want, from, plain, err);
     else
-        k_copy((struct k_out){k->data, k->type}, n, (struct k_in){from, MP_F32},
-               n, 1, n);
+        k_copy((struct k_out){data, k->type}, n, (struct k_in){from, MP_F32}, n,
+               1, n);
     free(formed);
+    if (!rc && !(k->data = store_keep(&d->store, data, k->bytes)))
+        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    else if (rc)
+        free(data);
     return rc;
 }
 
@@ -350,7 +361,7 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
     if (!rc)
         rc = use(out, plan, k, err);
     if (rc) {
-        packed_free(k);
+        packed_free(d, k);
         return rc;
     }
     k->next = *bucket(d, k->key);
@@ -367,7 +378,7 @@ static void drop(struct mp_device *d, struct packed *k)
     while (*at != k)
         at = &(*at)->next;
     *at = k->next;
-    packed_free(k);
+    packed_free(d, k);
 }
 
 /* ---- plans ---- */

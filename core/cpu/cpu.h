@@ -8,6 +8,7 @@
 
 #include "cpu/dnnl_compat.h"
 #include "cpu/kernels.h"
+#include "cpu/store.h"
 
 /* How a constant is laid out before it is packed. */
 enum form {
@@ -25,14 +26,15 @@ enum form {
 int cpu_is_ours(enum form form, enum k_way *way);
 
 /* A constant in the form that some kernel wants. Kept by the device while a
- * plan uses it; plans of one device share it. */
+ * plan uses it; plans of one device share it, and its bytes with constants of
+ * other keys that turn out equal. */
 struct packed {
     uint64_t key[2];
     enum form form;
     dn_own_desc desc; /* of oneDNN's layout, if has_desc; else plain f32 */
     int has_desc;
     enum mp_dtype type; /* of plain ones */
-    void *data;
+    void *data;         /* in the store */
     size_t bytes, users;
     struct packed *next;
 };
@@ -42,6 +44,7 @@ struct mp_device {
     dnnl_stream_t stream;
     int threads;
     struct packed *packed[1024]; /* by key */
+    struct store store;
 };
 
 struct cpu_way; /* of computing a convolution: conv.c */

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "classes.h"
+#include "device.h"
 #include "link.h"
 #include "picture_job.h"
 #include "progress.h"
@@ -75,6 +76,7 @@ struct worker {
     int nthread;
 
     /* the main thread's */
+    struct mp_devices devices;
     struct look *look;
     size_t nlook, look_cap;
 };
@@ -864,8 +866,8 @@ static int open_settings(struct hosted *h, const json_t *text,
     return rc ? rc : mp_settings_files(h->settings, err);
 }
 
-static int open_host(struct hosted *h, const struct mp_message *m,
-                     struct mp_error *err)
+static int open_host(struct hosted *h, struct mp_devices *devices,
+                     const struct mp_message *m, struct mp_error *err)
 {
     const json_t *window = json_object_get(m->text, "batch_window");
     int rc = open_settings(h, m->text, err);
@@ -876,7 +878,7 @@ static int open_host(struct hosted *h, const struct mp_message *m,
     h->batch =
         h->settings->compute.batch > 0 ? (size_t)h->settings->compute.batch : 1;
     h->window = json_number_value(window) / 1e3;
-    rc = mp_settings_pipeline(&h->pipeline, h->settings, err);
+    rc = mp_settings_pipeline(&h->pipeline, h->settings, devices, err);
     return rc ? rc : try_out(h, err);
 }
 
@@ -897,7 +899,7 @@ static void load(struct worker *w, const struct mp_message *m)
     int rc;
 
     current = m->id;
-    rc = h ? open_host(h, m, &err) : no_memory(&err);
+    rc = h ? open_host(h, &w->devices, m, &err) : no_memory(&err);
     current = 0;
     reply.code = rc;
     reply.text =
