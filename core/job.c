@@ -231,11 +231,20 @@ static void drop_looks(struct run *r, size_t picture)
     r->nlook = kept;
 }
 
-static void fail_picture(struct run *r, size_t picture, int rc)
+static int fail_picture(struct run *r, size_t picture, int rc,
+                        struct mp_error *err)
 {
+    struct slot *s = slot_of(r, picture);
+    int bad = mp_picture_job_settle(&s->p, r->job->pipeline);
+
+    if (bad) {
+        *err = s->p.err;
+        return bad;
+    }
     drop_looks(r, picture);
     r->gone = picture;
-    set_state(r, slot_of(r, picture), READY, rc);
+    set_state(r, s, READY, rc);
+    return 0;
 }
 
 static int remember_time(struct run *r, double seconds, struct mp_error *err)
@@ -263,14 +272,17 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
         *err = p->err;
         return rc;
     }
-    if (rc) {
-        fail_picture(r, picture, rc);
-        return 0;
-    }
+    if (rc)
+        return fail_picture(r, picture, rc, err);
     if (p->nmerged < p->nview)
         return 0;
     r->merged = 1;
     r->gone = picture;
+    rc = mp_picture_job_settle(p, r->job->pipeline);
+    if (rc) {
+        *err = p->err;
+        return rc;
+    }
     rc = remember_time(r, p->network, err);
     set_state(r, s, MERGED, 0);
     return rc;
@@ -307,8 +319,7 @@ static int run_one(struct run *r, const struct look *look, struct mp_error *err)
         *err = p->err;
         return rc;
     }
-    fail_picture(r, picture, rc);
-    return 0;
+    return fail_picture(r, picture, rc, err);
 }
 
 /* Several views; if that fails, each alone, to find which it is. */
@@ -532,6 +543,7 @@ static void end_threads(struct run *r, const struct mp_error *err)
 
         if (s->state == READY)
             account(r, s);
+        mp_picture_job_settle(&s->p, r->job->pipeline);
         mp_picture_job_free(&s->p);
     }
     free(r->ring);

@@ -2,6 +2,7 @@
 
 lib_LTLIBRARIES += libmpipe.la
 libmpipe_la_SOURCES = \
+	%reldir%/arena.c %reldir%/arena.h \
 	%reldir%/base.c \
 	%reldir%/boxes.c %reldir%/boxes.h \
 	%reldir%/classes.c %reldir%/classes.h \

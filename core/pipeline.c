@@ -274,26 +274,70 @@ void mp_pipeline_use(struct mp_pipeline *p, const void *head_conf,
     p->variant = text;
 }
 
-static int run(struct mp_session *s, const void *const *in,
-               struct mp_tensor *out, size_t n, struct mp_error *err)
+void mp_map_free(struct mp_map *m)
 {
-    void *data[16] = {NULL};
-    int rc = n <= 16 ? 0 : mp_fail(err, MP_EINVAL, "more than 16 results");
+    if (m->copied)
+        free(m->host);
+    mp_held_free(m->held);
+    memset(m, 0, sizeof *m);
+}
 
-    for (size_t i = 0; i < n && !rc; i++) {
-        size_t bytes;
+void mp_answer_free(struct mp_answer *a)
+{
+    mp_map_free(&a->sum);
+    while (a->nresult)
+        free((void *)a->result[--a->nresult].data);
+}
 
-        mp_session_output(s, i, &out[i]);
-        bytes = (size_t)mp_shape_count(out[i].ndim, out[i].dim) *
-                mp_dtype_size(out[i].dtype);
-        out[i].data = data[i] = malloc(bytes);
-        if (!data[i])
-            rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
+static mp_addr place_of(const struct mp_map *m)
+{
+    return mp_held_at(m->held) + m->offset;
+}
+
+static size_t bytes_of(const struct mp_tensor *t)
+{
+    return (size_t)mp_shape_count(t->ndim, t->dim) * mp_dtype_size(t->dtype);
+}
+
+/* Room for the first output of a session. */
+static int make_map(struct mp_map *m, struct mp_pipeline *p,
+                    const struct mp_session *s, struct mp_error *err)
+{
+    struct mp_tensor t;
+
+    mp_session_output(s, 0, &t);
+    *m = (struct mp_map){.ndim = t.ndim};
+    memcpy(m->dim, t.dim, sizeof m->dim);
+    return mp_held_new(&m->held, &p->device.shared->arena, bytes_of(&t), err);
+}
+
+int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *m, uint64_t *ticket,
+                      struct mp_error *err)
+{
+    size_t bytes = (size_t)mp_shape_count(m->ndim, m->dim) * sizeof *m->host;
+
+    *ticket = 0;
+    if (m->host)
+        return 0;
+    if (p->device.backend->host) {
+        m->host = (float *)(uintptr_t)place_of(m);
+        return 0;
     }
-    if (!rc)
-        rc = mp_session_run(s, in, data, err);
-    for (size_t i = 0; rc && i < 16; i++)
-        free(data[i]);
+    m->host = malloc(bytes);
+    if (!m->host)
+        return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
+    m->copied = 1;
+    return p->device.backend->get(p->device.device, m->host, place_of(m), bytes,
+                                  ticket, err);
+}
+
+int mp_pipeline_wait(struct mp_pipeline *p, uint64_t ticket,
+                     struct mp_error *err)
+{
+    double began = now();
+    int rc = p->device.backend->wait(p->device.device, ticket, err);
+
+    p->times.network += now() - began;
     return rc;
 }
 
@@ -330,26 +374,57 @@ static int network_session(struct mp_pipeline *p, struct cached **c, int64_t n,
     return rc ? mp_fail_in(err, "%d x %d view", (int)w, (int)h) : 0;
 }
 
+/* All views side by side on the device. */
+static int put_views(struct mp_map *pixels, struct mp_pipeline *p,
+                     const uint8_t *const *view, size_t n, size_t one,
+                     struct mp_error *err)
+{
+    int rc = mp_held_new(&pixels->held, &p->device.shared->arena, n * one, err);
+
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = p->device.backend->put(
+            p->device.device, place_of(pixels) + i * one, view[i], one, err);
+    return rc;
+}
+
+/* Each view's part of what the network gave. */
+static void share_out(struct mp_map *map, size_t n, const struct mp_map *all)
+{
+    size_t one =
+        (size_t)mp_shape_count(all->ndim, all->dim) * sizeof *all->host / n;
+
+    for (size_t i = 0; i < n; i++) {
+        map[i] = *all;
+        map[i].held = mp_held_share(all->held);
+        map[i].offset = i * one;
+        map[i].dim[0] = 1;
+    }
+}
+
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
+                        size_t n, int32_t h, int32_t w, struct mp_map *map,
                         struct mp_error *err)
 {
-    size_t one = (size_t)h * (size_t)w * 3;
+    struct mp_map pixels = {.held = NULL}, all = {.held = NULL};
     struct cached *c;
-    uint8_t *pixels;
+    uint64_t none;
     double began;
     int rc = network_session(p, &c, (int64_t)n, h, w, err);
 
     if (rc)
         return rc;
     began = now();
-    pixels = malloc(n * one);
-    if (!pixels)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    for (size_t i = 0; i < n; i++)
-        memcpy(pixels + i * one, view[i], one);
-    rc = run(c->session, (const void *const[]){pixels}, map, 1, err);
-    free(pixels);
+    rc = put_views(&pixels, p, view, n, (size_t)h * (size_t)w * 3, err);
+    if (!rc)
+        rc = make_map(&all, p, c->session, err);
+    if (!rc)
+        rc = mp_session_start(
+            c->session, &(struct mp_operand){.at = place_of(&pixels)},
+            &(struct mp_operand){.at = place_of(&all)}, &none, err);
+    if (!rc)
+        share_out(map, n, &all);
+    mp_map_free(&pixels);
+    mp_map_free(&all);
     p->times.network += now() - began;
     p->times.views += n;
     p->times.runs++;
@@ -358,12 +433,13 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
 
 /* What a merge depends on, as bytes to compare; free it. */
 static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
-                       const struct mp_group *q)
+                       const struct mp_group *q, const struct mp_map *sum)
 {
     int64_t head[5 + MP_RANK] = {q->img->width, q->img->height, q->nth,
                                  q->count};
     size_t a = sizeof head, b = q->nview * sizeof *q->view,
-           c = q->nview * sizeof *q->dim, d = strlen(p->variant) + 1;
+           one = sizeof q->map->dim, c = q->nview * one,
+           d = strlen(p->variant) + 1;
     char words[256], *save = NULL, *key = malloc(a + b + c + d);
 
     if (!key)
@@ -372,19 +448,19 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     for (char *word = strtok_r(words, " :", &save); word;
          word = strtok_r(NULL, " :", &save))
         head[4] = head[4] << 1 | (mp_sink_wants(q->want, word) != 0);
-    for (int i = 0; q->sum && i < q->sum->ndim; i++)
-        head[5 + i] = q->sum->dim[i];
+    memcpy(head + 5, sum->dim, sizeof sum->dim);
     memcpy(key, head, a);
     memcpy(key + a, q->view, b);
-    memcpy(key + a + b, q->dim, c);
+    for (size_t i = 0; i < q->nview; i++)
+        memcpy(key + a + b + i * one, q->map[i].dim, one);
     memcpy(key + a + b + c, p->variant, d);
     *bytes = a + b + c + d;
     return key;
 }
 
 static int merge_session(struct mp_pipeline *p, struct cached **c,
-                         const struct mp_group *q, const void *key,
-                         size_t bytes, struct mp_error *err)
+                         const struct mp_group *q, const struct mp_map *sum,
+                         const void *key, size_t bytes, struct mp_error *err)
 {
     struct mp_graph *g = mp_graph_new(p->weights);
     mp_node *out = calloc(q->nview, sizeof *out);
@@ -398,16 +474,14 @@ static int merge_session(struct mp_pipeline *p, struct cached **c,
     int rc = g && out ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
     for (size_t i = 0; !rc && i < q->nview; i++)
-        out[i] =
-            mp_input(g, "map", MP_F32, 4,
-                     (int64_t[]){1, q->dim[i][0], q->dim[i][1], q->dim[i][2]});
-    if (!rc && q->sum)
-        m.sum = mp_input(g, "sum", MP_F32, q->sum->ndim, q->sum->dim);
+        out[i] = mp_input(g, "map", MP_F32, q->map[i].ndim, q->map[i].dim);
+    if (!rc && sum->held)
+        m.sum = mp_input(g, "sum", MP_F32, sum->ndim, sum->dim);
     if (!rc) {
-        mp_node sum = p->conf.head->merge(p->conf.head_conf, g, &m);
+        mp_node next = p->conf.head->merge(p->conf.head_conf, g, &m);
 
         if (q->nth + 1 < q->count)
-            mp_output(g, "sum", sum);
+            mp_output(g, "sum", next);
         rc = remember(p, p->merge, c, g, MP_F32, key, bytes, err);
         g = NULL;
     }
@@ -416,36 +490,79 @@ static int merge_session(struct mp_pipeline *p, struct cached **c,
     return rc;
 }
 
+/* Room for the results of the last group. */
+static int make_results(struct mp_answer *a, struct mp_operand *out,
+                        const struct mp_pipeline *p, const struct mp_session *s,
+                        struct mp_error *err)
+{
+    size_t n = mp_session_outputs(s);
+
+    if (n > MP_MAX_RESULTS)
+        return mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %d",
+                       p->conf.head->name, n, MP_MAX_RESULTS);
+    while (a->nresult < n) {
+        struct mp_tensor *t = &a->result[a->nresult];
+
+        mp_session_output(s, a->nresult, t);
+        t->data = malloc(bytes_of(t));
+        if (!t->data)
+            return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes",
+                           bytes_of(t));
+        out[a->nresult++].host = (void *)t->data;
+    }
+    return 0;
+}
+
+static int run_merge(struct mp_pipeline *p, struct mp_session *s,
+                     const struct mp_group *q, struct mp_answer *a,
+                     uint64_t *ticket, struct mp_error *err)
+{
+    struct mp_operand *in = calloc(q->nview + 1, sizeof *in);
+    struct mp_operand out[MP_MAX_RESULTS] = {{NULL}};
+    struct mp_map next = {.held = NULL};
+    int is_last = q->nth + 1 == q->count;
+    int rc = in ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+
+    for (size_t i = 0; !rc && i < q->nview; i++)
+        in[i].at = place_of(&q->map[i]);
+    if (!rc && a->sum.held)
+        in[q->nview].at = place_of(&a->sum);
+    if (!rc)
+        rc = is_last ? make_results(a, out, p, s, err)
+                     : make_map(&next, p, s, err);
+    if (!rc && !is_last)
+        out[0].at = place_of(&next);
+    if (!rc)
+        rc = mp_session_start(s, in, out, ticket, err);
+    mp_map_free(&a->sum);
+    a->sum = next;
+    if (rc) { /* what was begun must not meet memory that is gone */
+        mp_pipeline_wait(p, UINT64_MAX, NULL);
+        mp_answer_free(a);
+    }
+    free(in);
+    return rc;
+}
+
 int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
-                      struct mp_tensor *result, size_t cap, size_t *n,
+                      struct mp_answer *a, uint64_t *ticket,
                       struct mp_error *err)
 {
     size_t bytes = 0;
-    void *key = merge_key(&bytes, p, q);
-    const void **in = calloc(q->nview + 1, sizeof *in);
-    struct cached *c;
+    void *key = merge_key(&bytes, p, q, &a->sum);
+    struct cached *c = key ? look_up(p, p->merge, key, bytes) : NULL;
     double began;
-    int rc = key && in ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+    int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
-    c = rc ? NULL : look_up(p, p->merge, key, bytes);
+    *ticket = 0;
     if (c && !is_hit(c, key, bytes))
-        rc = merge_session(p, &c, q, key, bytes, err);
+        rc = merge_session(p, &c, q, &a->sum, key, bytes, err);
     free(key);
-    if (!rc) {
-        *n = mp_session_outputs(c->session);
-        if (*n > cap)
-            rc = mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %zu",
-                         p->conf.head->name, *n, cap);
-    }
-    if (!rc) {
-        for (size_t i = 0; i < q->nview; i++)
-            in[i] = q->map[i];
-        in[q->nview] = q->sum ? q->sum->data : NULL;
-        began = now();
-        rc = run(c->session, in, result, *n, err);
-        p->times.merge += now() - began;
-    }
-    free(in);
+    if (rc)
+        return rc;
+    began = now();
+    rc = run_merge(p, c->session, q, a, ticket, err);
+    p->times.merge += now() - began;
     return rc;
 }
 

@@ -6,8 +6,11 @@
  * mp_pipeline_close. Sessions are compiled when a shape is first met and kept
  * in a cache (least recently used ones go).
  *
+ * Maps stay on the device, from the network that gives them to the merge that
+ * takes them; a GPU is at work while the next call prepares more.
+ *
  * Threads: all calls from one thread at a time (the device's), also those of
- * pipelines that share devices.
+ * pipelines that share devices; mp_map_free from any.
  */
 #ifndef CORE_PIPELINE_H
 #define CORE_PIPELINE_H
@@ -57,30 +60,58 @@ int mp_pipeline_elsewhere(struct mp_pipeline **out, const char *backend,
 void mp_pipeline_use(struct mp_pipeline *p, const void *head_conf,
                      const char *text);
 
-/* Run the network on n views of one size: view[i] is h x w x 3 u8. *map is
- * n x H x W x C f32 (all of them in one malloc'd block, yours to free). */
+/* f32 values on a device, row-major. */
+struct mp_map {
+    struct mp_held *held; /* the memory; NULL: nothing here */
+    size_t offset;        /* bytes */
+    int ndim;
+    int64_t dim[MP_RANK];
+    float *host; /* the same on the host, or NULL */
+    int copied;  /* host is malloc'd, not the device's own memory */
+};
+void mp_map_free(struct mp_map *m); /* and sets it to 0 */
+
+/* Run the network on n views of one size: view[i] is h x w x 3 u8, and map[i]
+ * becomes 1 x H x W x C. */
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
+                        size_t n, int32_t h, int32_t w, struct mp_map *map,
                         struct mp_error *err);
+/* Have it on the host, too: *ticket says when. */
+int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *map,
+                      uint64_t *ticket, struct mp_error *err);
 
 /* A group of a picture's views and what the network gave for them. */
 struct mp_group {
     const struct mp_image *img;
     const struct mp_view *view;
-    const float *const *map; /* of view[i]: H x W x C */
-    const int64_t (*dim)[3];
+    const struct mp_map *map; /* of view[i] */
     size_t nview;
-    int32_t nth, count;          /* which group, of how many */
-    const struct mp_tensor *sum; /* of the groups before; NULL in the first */
+    int32_t nth, count; /* which group, of how many */
     const struct mp_sink *want;
 };
 
-/* The answers of a group into results, at most cap of them; of a group that is
- * not the last, into the one sum for the next. Each result's data is malloc'd
- * and yours to free. Only for heads that merge. */
+#define MP_MAX_RESULTS 16
+
+/* What comes of a picture's groups, one after the other. Begins as zeros. */
+struct mp_answer {
+    struct mp_map sum; /* of the groups before the last */
+    struct mp_tensor result[MP_MAX_RESULTS];
+    size_t nresult; /* after the last group */
+};
+/* After the wait for their ticket, if there is one. */
+void mp_answer_free(struct mp_answer *a);
+
+/* Put a group's maps together. *ticket: when the results of the last group are
+ * there. Only for heads that merge. */
 int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *group,
-                      struct mp_tensor *result, size_t cap, size_t *n,
+                      struct mp_answer *a, uint64_t *ticket,
                       struct mp_error *err);
+
+/* Wait for what came with this ticket, or an earlier one; 0 is there already.
+ * UINT64_MAX: for all that was begun. When it fails, what is waited for is
+ * void, and may be freed. */
+int mp_pipeline_wait(struct mp_pipeline *p, uint64_t ticket,
+                     struct mp_error *err);
 
 /* What runs: "cpu (AMD EPYC, 2 threads), bf16", and its parts for run.json. */
 const char *mp_pipeline_backend(const struct mp_pipeline *p);
@@ -91,7 +122,7 @@ const char *mp_pipeline_network_text(const struct mp_pipeline *p);
 
 struct mp_pipeline_times { /* seconds since open */
     double load, compile;  /* reading the checkpoint; all sessions */
-    double network, merge; /* running */
+    double network, merge; /* running, network: and waiting */
     size_t views, runs;    /* pictures fed, calls of network */
 };
 void mp_pipeline_times(const struct mp_pipeline *p,

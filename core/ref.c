@@ -489,6 +489,15 @@ static int ref_supports(const struct mp_device *d, enum mp_dtype t,
                        : mp_fail(err, MP_ENOTSUP, "ref: computes in f32 only");
 }
 
+static int ref_memory(struct mp_device *d, struct mp_device_memory *out,
+                      struct mp_error *err)
+{
+    (void)d;
+    (void)err;
+    *out = (struct mp_device_memory){0};
+    return 0;
+}
+
 static int ref_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                      struct mp_error *err)
 {
@@ -514,12 +523,24 @@ static int ref_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
     return 0;
 }
 
+static int ref_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+                    struct mp_error *err)
+{
+    return ref_put(d, dst, (const void *)(uintptr_t)src, n, err);
+}
+
 static int ref_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-                   struct mp_error *err)
+                   uint64_t *ticket, struct mp_error *err)
+{
+    *ticket = 0;
+    return ref_copy(d, (mp_addr)(uintptr_t)dst, src, n, err);
+}
+
+static int ref_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
 {
     (void)d;
+    (void)ticket;
     (void)err;
-    memcpy(dst, (const void *)(uintptr_t)src, n);
     return 0;
 }
 
@@ -579,11 +600,18 @@ fail:
     return rc;
 }
 
-static int ref_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-                   struct mp_error *err)
+static char *place_of(const struct mp_value *v, mp_addr arena,
+                      const mp_addr *outside)
 {
-    char *base = (char *)(uintptr_t)arena;
+    mp_addr at =
+        v->place == MP_OUTSIDE ? outside[v->offset] : arena + v->offset;
 
+    return (char *)(uintptr_t)at;
+}
+
+static int ref_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+                   double *seconds, struct mp_error *err)
+{
     for (size_t k = 0; k < plan->nstep; k++) {
         const struct mp_step *s = &plan->step[k];
         const struct mp_value *out = &plan->value[s->out];
@@ -598,9 +626,9 @@ static int ref_run(struct mp_plan *plan, mp_addr arena, double *seconds,
             if (s->in[i] != MP_NO_VALUE)
                 in[i] = plan->constant[s->in[i]]
                             ? (const void *)plan->constant[s->in[i]]
-                            : base + plan->value[s->in[i]].offset;
+                            : place_of(&plan->value[s->in[i]], arena, outside);
         mp_op_table[s->op].ref(s, plan->value, y, in);
-        memcpy(base + out->offset, y, bytes);
+        memcpy(place_of(out, arena, outside), y, bytes);
         free(y);
         if (seconds)
             seconds[k] = 0;
@@ -620,16 +648,20 @@ const struct mp_backend mp_backend_ref = {
     .size = sizeof(struct mp_backend),
     .name = "ref",
     .summary = "plain C references, for tests",
+    .host = 1,
     .probe = ref_probe,
     .info = ref_info,
     .open = ref_open,
     .close = ref_close,
     .best = ref_best,
     .supports = ref_supports,
+    .memory = ref_memory,
     .alloc = ref_alloc,
     .free = ref_free,
     .put = ref_put,
+    .copy = ref_copy,
     .get = ref_get,
+    .wait = ref_wait,
     .compile = ref_compile,
     .run = ref_run,
     .kernel = ref_kernel,

@@ -28,9 +28,11 @@ elif [ ! -e "$builddir/tests/test_ops" ]; then
     echo "SKIPPED: kernels on the processor: Check was not found"
 else
     tested=1
-    MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
-        "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
-        fail "test_ops on the simulated GPU"
+    for test in test_ops test_session; do
+        MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
+            "$builddir/tests/$test" > "$dir/err" 2>&1 ||
+            fail "$test on the simulated GPU"
+    done
 fi
 
 # ---- the module ----

@@ -22,6 +22,7 @@ unit_tests = \
 	%reldir%/test_pose \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
+	%reldir%/test_session \
 	%reldir%/test_share \
 	%reldir%/test_weights
 shell_tests = \

@@ -24,16 +24,74 @@ static struct mp_error err;
 static char calls[1024];     /* "2x8x8 1x8x16 ...": n, height, width */
 static int fail_on, fail_rc; /* a view that begins with this byte fails */
 static int merge_rc;         /* of the next merge */
+static int wait_rc;          /* of the next wait */
 static int stop_on;          /* a view that asks the run to stop */
 static volatile sig_atomic_t stop;
 static double seconds;
 static struct mp_pipeline *const pipeline = (void *)&seconds;
 
+/* The device's memory, its contents late: what is on the host before the wait
+ * for it is wrong. */
+struct mp_held {
+    float value[256];
+};
+static uint64_t now_at, waited;
+static struct {
+    void *to;
+    float value[256];
+    size_t n;
+} late[64];
+
+static uint64_t give_late(void *to, const float *value, size_t n)
+{
+    uint64_t k = ++now_at;
+
+    ck_assert_uint_le(now_at - waited, 64);
+    late[k % 64].to = to;
+    late[k % 64].n = n;
+    memcpy(late[k % 64].value, value, n * sizeof *value);
+    memset(to, 0xff, n * sizeof *value);
+    return k;
+}
+
+int mp_pipeline_wait(struct mp_pipeline *p, uint64_t ticket, struct mp_error *e)
+{
+    ck_assert_ptr_eq(p, pipeline);
+    for (; waited < now_at && waited < ticket; waited++)
+        memcpy(late[(waited + 1) % 64].to, late[(waited + 1) % 64].value,
+               late[(waited + 1) % 64].n * sizeof(float));
+    return wait_rc ? mp_fail(e, wait_rc, "the device fails") : 0;
+}
+
+void mp_map_free(struct mp_map *m)
+{
+    free(m->held);
+    free(m->host);
+    memset(m, 0, sizeof *m);
+}
+
+void mp_answer_free(struct mp_answer *a)
+{
+    mp_map_free(&a->sum);
+    while (a->nresult)
+        free((void *)a->result[--a->nresult].data);
+}
+
+static struct mp_map map_of(const float *value, size_t n)
+{
+    struct mp_map m = {.held = malloc(sizeof *m.held),
+                       .ndim = 4,
+                       .dim = {1, 1, 1, (int64_t)n}};
+
+    ck_assert_uint_le(n, 256);
+    memcpy(m.held->value, value, n * sizeof *value);
+    return m;
+}
+
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
+                        size_t n, int32_t h, int32_t w, struct mp_map *map,
                         struct mp_error *e)
 {
-    float *data = malloc(n * sizeof *data);
     char text[64];
 
     ck_assert_ptr_eq(p, pipeline);
@@ -42,47 +100,57 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
     if (strlen(calls) + strlen(text) < sizeof calls)
         strcat(calls, text);
     for (size_t i = 0; i < n; i++) {
-        if (fail_on && view[i][0] == fail_on) {
-            free(data);
+        if (fail_on && view[i][0] == fail_on)
             return mp_fail(e, fail_rc, "the network fails");
-        }
         stop |= stop_on && view[i][0] == stop_on;
-        data[i] = view[i][0];
     }
+    for (size_t i = 0; i < n; i++)
+        map[i] = map_of((float[]){view[i][0]}, 1);
     seconds += 1;
-    *map = (struct mp_tensor){
-        .dtype = MP_F32, .ndim = 4, .dim = {(int64_t)n, 1, 1, 1}, .data = data};
+    return 0;
+}
+
+int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *m, uint64_t *ticket,
+                      struct mp_error *e)
+{
+    (void)p;
+    (void)e;
+    ck_assert_ptr_null(m->host);
+    m->host = malloc(sizeof *m->host);
+    *ticket = give_late(m->host, m->held->value, 1);
     return 0;
 }
 
 /* The first numbers of the maps of all groups so far, in their order. */
 int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
-                      struct mp_tensor *result, size_t cap, size_t *n,
-                      struct mp_error *e)
+                      struct mp_answer *a, uint64_t *ticket, struct mp_error *e)
 {
-    size_t before = q->sum ? (size_t)q->sum->dim[0] : 0;
-    float *all = malloc((before + q->nview) * sizeof *all);
+    size_t n = a->sum.held ? (size_t)a->sum.dim[3] : 0;
+    float all[256];
 
     (void)p;
-    ck_assert_uint_ge(cap, 1);
+    *ticket = 0;
     ck_assert(mp_sink_wants(q->want, "npy"));
-    ck_assert(!q->nth == !q->sum);
-    for (size_t i = 0; i < before; i++)
-        all[i] = ((const float *)q->sum->data)[i];
+    ck_assert(!q->nth == !a->sum.held);
+    if (n)
+        memcpy(all, a->sum.held->value, n * sizeof *all);
     for (size_t i = 0; i < q->nview; i++) {
-        ck_assert_int_eq(q->dim[i][0] * q->dim[i][1] * q->dim[i][2], 1);
+        ck_assert_int_eq(q->map[i].dim[1] * q->map[i].dim[2], 1);
         ck_assert_int_eq(q->view[i].group, q->nth);
-        all[before + i] = q->map[i][0];
+        all[n++] = q->map[i].held->value[0];
     }
-    if (merge_rc) {
-        free(all);
+    if (merge_rc)
         return mp_fail(e, merge_rc, "the merge fails");
+    mp_map_free(&a->sum);
+    if (q->nth + 1 < q->count) {
+        a->sum = map_of(all, n);
+        return 0;
     }
-    *result = (struct mp_tensor){.dtype = MP_F32,
-                                 .ndim = 1,
-                                 .dim = {(int64_t)(before + q->nview)},
-                                 .data = all};
-    *n = 1;
+    a->result[a->nresult++] = (struct mp_tensor){.dtype = MP_F32,
+                                                 .ndim = 1,
+                                                 .dim = {(int64_t)n},
+                                                 .data = malloc(sizeof all)};
+    *ticket = give_late((void *)a->result[0].data, all, n);
     return 0;
 }
 

@@ -60,6 +60,12 @@ int cuda_supports(const struct mp_device *d, enum mp_dtype t,
                    mp_dtype_name(t));
 }
 
+int cuda_memory(struct mp_device *d, struct mp_device_memory *out,
+                struct mp_error *err)
+{
+    return gpu_memory(d->gpu, out, err);
+}
+
 int cuda_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                struct mp_error *err)
 {
@@ -77,10 +83,22 @@ int cuda_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
     return gpu_put(d->gpu, dst, src, n, err);
 }
 
-int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-             struct mp_error *err)
+int cuda_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+              struct mp_error *err)
 {
+    return gpu_copy(d->gpu, dst, src, n, err);
+}
+
+int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
+             uint64_t *ticket, struct mp_error *err)
+{
+    *ticket = 0;
     return gpu_get(d->gpu, dst, src, n, err);
+}
+
+int cuda_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
+{
+    return ticket == UINT64_MAX ? gpu_wait(d->gpu, err) : 0;
 }
 
 /* ---- operands ---- */
@@ -472,11 +490,12 @@ static int record(struct mp_plan *plan, mp_addr arena, struct mp_error *err)
     return rc ? rc : rc2;
 }
 
-int cuda_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-             struct mp_error *err)
+int cuda_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+             double *seconds, struct mp_error *err)
 {
     struct mp_error why = {0};
 
+    (void)outside; /* there are none */
     if (seconds)
         return run_measured(plan, arena, seconds, err);
     /* The first time a library loads its kernels, which must not happen while

@@ -120,17 +120,22 @@ void cuda_close(struct mp_device *d);
 enum mp_dtype cuda_best(const struct mp_device *d);
 int cuda_supports(const struct mp_device *d, enum mp_dtype t,
                   struct mp_error *err);
+int cuda_memory(struct mp_device *d, struct mp_device_memory *out,
+                struct mp_error *err);
 int cuda_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                struct mp_error *err);
 void cuda_free(struct mp_device *d, mp_addr a);
 int cuda_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
              struct mp_error *err);
+int cuda_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+              struct mp_error *err);
 int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-             struct mp_error *err);
+             uint64_t *ticket, struct mp_error *err);
+int cuda_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err);
 int cuda_compile(struct mp_device *d, const struct mp_program *p,
                  struct mp_plan **out, struct mp_error *err);
-int cuda_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-             struct mp_error *err);
+int cuda_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+             double *seconds, struct mp_error *err);
 const char *cuda_kernel_name(const struct mp_plan *plan, size_t step);
 void cuda_plan_free(struct mp_plan *plan);
 
@@ -146,10 +151,13 @@ void cuda_plan_free(struct mp_plan *plan);
         .close = cuda_close,                                                   \
         .best = cuda_best,                                                     \
         .supports = cuda_supports,                                             \
+        .memory = cuda_memory,                                                 \
         .alloc = cuda_alloc,                                                   \
         .free = cuda_free,                                                     \
         .put = cuda_put,                                                       \
+        .copy = cuda_copy,                                                     \
         .get = cuda_get,                                                       \
+        .wait = cuda_wait,                                                     \
         .compile = cuda_compile,                                               \
         .run = cuda_run,                                                       \
         .kernel = cuda_kernel_name,                                            \

@@ -41,8 +41,10 @@
     X(cuMemAlloc_v2, cuMemAlloc_v2)                                            \
     X(cuMemFreeHost, cuMemFreeHost)                                            \
     X(cuMemFree_v2, cuMemFree_v2)                                              \
+    X(cuMemGetAddressRange_v2, cuMemGetAddressRange_v2)                        \
     X(cuMemGetInfo_v2, cuMemGetInfo_v2)                                        \
     X(cuMemHostAlloc, cuMemHostAlloc)                                          \
+    X(cuMemcpyDtoDAsync_v2, cuMemcpyDtoDAsync_v2)                              \
     X(cuMemcpyDtoHAsync_v2, cuMemcpyDtoHAsync_v2)                              \
     X(cuMemcpyHtoDAsync_v2, cuMemcpyHtoDAsync_v2)                              \
     X(cuModuleGetFunction, cuModuleGetFunction)                                \
@@ -109,6 +111,7 @@ struct gpu {
     CUstream stream;
     int processors;
     size_t shared;
+    size_t allocated; /* bytes */
     CUmodule module[4];
     CUfunction kernel[GPU_KERNEL_COUNT];
     char *staging[2]; /* pinned: the bus reads and writes it directly */

@@ -293,6 +293,29 @@ size_t gpu_shared(const struct gpu *g)
 
 /* ---- memory ---- */
 
+/* Of what was allocated there. */
+static size_t size_of(CUdeviceptr p)
+{
+    CUdeviceptr base;
+    size_t n = 0;
+
+    return p && cu.cuMemGetAddressRange_v2(&base, &n, p) == CUDA_SUCCESS ? n
+                                                                         : 0;
+}
+
+int gpu_memory(struct gpu *g, struct mp_device_memory *out,
+               struct mp_error *err)
+{
+    size_t left = 0, all = 0;
+    int rc = gpu_enter(g, err);
+
+    if (!rc)
+        rc = gpu_status(cu.cuMemGetInfo_v2(&left, &all), "cuMemGetInfo", err);
+    *out = (struct mp_device_memory){
+        .total = all, .free = left, .ours = g->allocated};
+    return rc;
+}
+
 int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
               struct mp_error *err)
 {
@@ -306,6 +329,7 @@ int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
         return rc;
     r = cu.cuMemAlloc_v2(&p, bytes);
     *out = p;
+    g->allocated += size_of(p);
     if (r != CUDA_ERROR_OUT_OF_MEMORY)
         return gpu_status(r, "cuMemAlloc", err);
     cu.cuMemGetInfo_v2(&left, &all);
@@ -321,6 +345,7 @@ void gpu_free(struct gpu *g, mp_addr a)
     if (!a || gpu_enter(g, NULL))
         return;
     cu.cuStreamSynchronize(g->stream);
+    g->allocated -= size_of(a);
     cu.cuMemFree_v2(a);
 }
 
@@ -355,6 +380,16 @@ int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
                             "copy to the GPU", err);
     }
     return rc;
+}
+
+int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
+             struct mp_error *err)
+{
+    int rc = gpu_enter(g, err);
+
+    return rc ? rc
+              : gpu_status(cu.cuMemcpyDtoDAsync_v2(dst, src, n, g->stream),
+                           "copy on the GPU", err);
 }
 
 static int fetch(struct gpu *g, size_t i, mp_addr src, size_t n,

@@ -34,9 +34,13 @@ uint32_t gpu_processors(const struct gpu *g);
 int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
               struct mp_error *err);
 void gpu_free(struct gpu *g, mp_addr a);
+int gpu_memory(struct gpu *g, struct mp_device_memory *out,
+               struct mp_error *err);
 /* src may be changed as soon as gpu_put returns. */
 int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
             struct mp_error *err);
+int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
+             struct mp_error *err);
 int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n,
             struct mp_error *err);
 int gpu_wait(struct gpu *g, struct mp_error *err);

@@ -376,7 +376,7 @@ static enum mp_dtype type_of(const struct call *k, int i)
     enum mp_dtype q = cuda_in_value(k, 0)->dtype;
 
     return k->s->op == MP_OP_ATTENTION && i > 0 &&
-                   cuda_in_value(k, 0)->place == MP_ARENA
+                   cuda_in_value(k, 0)->place != MP_CONSTANT
                ? q
                : MP_F32;
 }

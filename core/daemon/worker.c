@@ -509,6 +509,7 @@ static void *receive(void *user)
 /* Its looks go; it is to be answered by a thread. */
 static void end_seeing(struct worker *w, struct task *t, int rc)
 {
+    int settled = mp_picture_job_settle(&t->p, t->host->pipeline);
     size_t kept = 0;
 
     for (size_t i = 0; i < w->nlook; i++)
@@ -516,7 +517,7 @@ static void end_seeing(struct worker *w, struct task *t, int rc)
             w->look[kept++] = w->look[i];
     w->nlook = kept;
     pthread_mutex_lock(&w->lock);
-    t->rc = rc;
+    t->rc = settled ? settled : rc;
     t->state = SEEN;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
@@ -712,6 +713,8 @@ static int see_trial(struct mp_picture_job *p, struct hosted *h,
                                 &p->err);
         if (!rc)
             rc = mp_picture_job_merge(p, s, h->pipeline);
+        if (!rc)
+            rc = mp_picture_job_settle(p, h->pipeline);
     }
     return rc;
 }
@@ -1077,6 +1080,7 @@ int mp_worker_run(struct mp_error *err)
         struct task *t = w.tasks;
 
         w.tasks = t->next;
+        mp_picture_job_settle(&t->p, t->host->pipeline);
         free_task(t);
     }
     while (w.hosts) {

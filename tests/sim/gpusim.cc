@@ -100,6 +100,18 @@ int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
     return 0;
 }
 
+int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
+             struct mp_error *err)
+{
+    return gpu_put(g, dst, (const void *)(uintptr_t)src, n, err);
+}
+
+int gpu_memory(struct gpu *, struct mp_device_memory *out, struct mp_error *)
+{
+    *out = mp_device_memory();
+    return 0;
+}
+
 int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n,
             struct mp_error *err)
 {
