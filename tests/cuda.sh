@@ -22,16 +22,21 @@ fail() {
 
 # ---- kernels and host code ----
 
-if [ ! -e "$builddir/tests/sim/gpusim.la" ]; then
+sim=$builddir/tests/sim/.libs/libcuda.so
+if [ ! -e "$sim" ]; then
     echo "SKIPPED: kernels on the processor: there is no C++17 compiler"
 elif [ ! -e "$builddir/tests/test_ops" ]; then
     echo "SKIPPED: kernels on the processor: Check was not found"
 else
     tested=1
-    for test in test_ops test_session; do
-        MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
-            "$builddir/tests/$test" > "$dir/err" 2>&1 ||
-            fail "$test on the simulated GPU"
+    MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
+        "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
+        fail "test_ops on the simulated GPU"
+    # Streams that do things in any order that they may.
+    for order in late early 1 2 3 4 5 6 7 8; do
+        MPIPE_SIM_ORDER=$order MPIPE_BACKEND_PATH=$builddir/tests/sim \
+            MPIPE_TEST_BACKEND=gpusim "$builddir/tests/test_session" \
+            > "$dir/err" 2>&1 || fail "test_session, order $order"
     done
 fi
 
@@ -49,15 +54,25 @@ refuses() {
 
 if [ ! -e "$builddir/backends/cuda.la" ]; then
     echo "SKIPPED: the module: configured without CUDA"
+elif [ ! -e "$sim" ]; then
+    echo "SKIPPED: the module: there is no C++17 compiler for its driver"
 else
     tested=1
     MPIPE_BACKEND_PATH=$builddir/backends
     export MPIPE_BACKEND_PATH
-    cp "$builddir/tests/sim/.libs/libcuda.so" "$dir/libcuda.so.1" || exit 99
+    cp "$sim" "$dir/libcuda.so.1" || exit 99
     refuses none "there is no NVIDIA GPU"
     refuses "old driver" "is for CUDA 11.4, .* update the driver"
     refuses "old device" "Fake 1000 has compute capability 7.5, .* needs 8.0"
-    refuses other "Fake 1000: not permitted"
+    refuses closed "Fake 1000: not permitted"
+
+    # The module itself, kernels and all, on the simulated driver.
+    if [ -e "$builddir/tests/test_session" ]; then
+        MPIPE_CUDA_LIBRARIES=no MPIPE_TEST_BACKEND=cuda \
+            LD_LIBRARY_PATH=$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+            "$builddir/tests/test_session" > "$dir/err" 2>&1 ||
+            fail "test_session with the module"
+    fi
 
     mkdir "$dir/models"
     # auto: says why, and computes on the CPU.

@@ -8,7 +8,7 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include "cuda/lib.h"
+#include "cuda/vendor.h"
 
 #ifdef __SANITIZE_ADDRESS__
 /* cuDNN keeps what it has until the process ends. */
@@ -95,17 +95,17 @@ static int load(struct dnn_calls *dnn)
 static int describe(struct gpu *g, int processors, int shared, long long memory,
                     int clock, int memory_clock, int l2, int version)
 {
-    const struct dnn_calls *dnn = &g->dnn;
+    const struct dnn_calls *dnn = &g->vendor->dnn;
     char text[1024];
     int n = snprintf(text, sizeof text, device, processors, shared, memory,
                      clock, memory_clock, l2, version, CUDA_VERSION);
 
     return !dnn->cudnnBackendCreateDescriptor(
-               CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &g->described) &&
+               CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &g->vendor->described) &&
            !dnn->cudnnBackendSetAttribute(
-               g->described, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
+               g->vendor->described, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
                CUDNN_TYPE_CHAR, n, text) &&
-           !dnn->cudnnBackendFinalize(g->described);
+           !dnn->cudnnBackendFinalize(g->vendor->described);
 }
 
 static int ask(struct gpu *g, enum mp_dtype t, int tf32)
@@ -147,9 +147,10 @@ int main(void)
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (size_t i = 0; i < sizeof gpu / sizeof *gpu; i++) {
-        struct gpu g = {0};
+        struct vendor v = {.lt_handle = NULL};
+        struct gpu g = {.vendor = &v};
 
-        if (!load(&g.dnn) ||
+        if (!load(&v.dnn) ||
             !describe(&g, gpu[i].processors, gpu[i].shared, gpu[i].memory,
                       gpu[i].clock, gpu[i].memory_clock, gpu[i].l2,
                       gpu[i].version)) {
@@ -161,7 +162,7 @@ int main(void)
         failed += ask(&g, MP_F16, 0);
         ask(&g, MP_F32, 1); /* for what it says: kernels of ours are exact */
         ask(&g, MP_F32, 0);
-        g.dnn.cudnnBackendDestroyDescriptor(g.described);
+        v.dnn.cudnnBackendDestroyDescriptor(v.described);
     }
     printf("%d of 16 bits without a plan\n", failed);
     return failed != 0;

@@ -82,23 +82,31 @@ noinst_LTLIBRARIES += %reldir%/libhelp.la
 	%reldir%/golden.c %reldir%/golden.h \
 	%reldir%/make_weights.c %reldir%/make_weights.h
 
-# The CUDA backend without a GPU: its kernels as C++, its host code as it is.
+# The CUDA backend without a GPU: its code as it is, on a driver that runs its
+# kernels as C++.
 if HAVE_CXX
-check_LTLIBRARIES += %reldir%/sim/gpusim.la
+check_LTLIBRARIES += %reldir%/sim/gpusim.la %reldir%/sim/libcuda.la
 endif
-%canon_reldir%_sim_gpusim_la_SOURCES = $(cuda_host) \
-	%reldir%/sim/gpusim.cc \
-	%reldir%/sim/module.c \
-	%reldir%/sim/sim.cc %reldir%/sim/sim.h
-%canon_reldir%_sim_gpusim_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(srcdir)/%reldir%/sim
-%canon_reldir%_sim_gpusim_la_CXXFLAGS = $(AM_CXXFLAGS) -O2 -ffp-contract=off
 # -rpath: a check_ library is static otherwise.
+sim_ldflags = $(AM_LDFLAGS) -module -avoid-version -shared -rpath /nowhere
+sim_cppflags = $(AM_CPPFLAGS) -I$(srcdir)/%reldir%/sim
+%canon_reldir%_sim_libcuda_la_SOURCES = %reldir%/sim/cuda.h \
+	%reldir%/sim/libcuda.cc %reldir%/sim/sim.cc %reldir%/sim/sim.h
+%canon_reldir%_sim_libcuda_la_CPPFLAGS = $(sim_cppflags)
+%canon_reldir%_sim_libcuda_la_CXXFLAGS = $(AM_CXXFLAGS) -O2 -ffp-contract=off \
+	-fvisibility=hidden
+%canon_reldir%_sim_libcuda_la_LDFLAGS = $(sim_ldflags)
+%canon_reldir%_sim_gpusim_la_SOURCES = $(cuda_host) \
+	%reldir%/sim/images.c \
+	%reldir%/sim/module.c \
+	%reldir%/sim/vendor.c
+%canon_reldir%_sim_gpusim_la_CPPFLAGS = $(sim_cppflags) \
+	-DMP_CUDA_DRIVER='"$(abs_builddir)/%reldir%/sim/.libs/libcuda.so"' \
+	-DMP_CUDA_RING='((size_t)64 << 10)'
 %canon_reldir%_sim_gpusim_la_LDFLAGS = $(head_ldflags) -rpath /nowhere
 %canon_reldir%_sim_gpusim_la_LIBADD = libmpipe.la
 
-# A driver that has nothing to offer, for how the module refuses.
 if HAVE_CUDA
-check_LTLIBRARIES += %reldir%/sim/libcuda.la
 check_PROGRAMS += %reldir%/cudnn_plans
 TESTS += %reldir%/cudnn_plans
 endif
@@ -107,10 +115,6 @@ endif
 %canon_reldir%_cudnn_plans_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS) \
 	-DMP_CUDA_LIBDIR='"$(CUDA_LIBDIR)"'
 %canon_reldir%_cudnn_plans_LDADD = libmpipe.la
-%canon_reldir%_sim_libcuda_la_SOURCES = %reldir%/sim/libcuda.c
-%canon_reldir%_sim_libcuda_la_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS)
-%canon_reldir%_sim_libcuda_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version \
-	-shared -rpath /nowhere
 
 TESTS += $(shell_tests)
 if HAVE_CHECK

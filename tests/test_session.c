@@ -306,6 +306,84 @@ START_TEST(blocks)
 }
 END_TEST
 
+/* Copies to, in and from the device in any mixture, against what the same would
+ * have done on the host. Results are waited for late. */
+enum { ROOM = 300 << 10, PART = 40 << 10, ASKED = 40 };
+static struct {
+    uint8_t got[PART], want[PART];
+    size_t n;
+    uint64_t ticket;
+} asked[ASKED];
+
+static size_t any(uint64_t *seed, size_t below)
+{
+    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+    return (size_t)(*seed >> 33) % below;
+}
+
+static void answer(struct net *n, size_t k)
+{
+    ck_assert(!n->o.backend->wait(n->o.device, asked[k].ticket, NULL));
+    ck_assert_mem_eq(asked[k].got, asked[k].want, asked[k].n);
+}
+
+START_TEST(traffic)
+{
+    static uint8_t model[ROOM], part[PART];
+    uint64_t seed = (uint64_t)_i;
+    struct mp_held *h = NULL;
+    size_t nasked = 0;
+    struct net n;
+
+    open_device(&n);
+    ck_assert(!mp_held_new(&h, &n.arena, ROOM, NULL));
+    ck_assert(!n.o.backend->put(n.o.device, mp_held_at(h), model, ROOM, NULL));
+    for (int i = 0; i < 2000; i++) {
+        size_t size = any(&seed, 4) ? any(&seed, 2000) : any(&seed, PART);
+        size_t at = any(&seed, ROOM / 2 - PART), k = nasked % ASKED;
+        size_t from = ROOM / 2 + any(&seed, ROOM / 2 - PART);
+
+        if (any(&seed, 2)) {
+            size_t other = at;
+
+            at = from;
+            from = other;
+        }
+        switch (any(&seed, 3)) {
+        case 0:
+            for (size_t j = 0; j < size; j++)
+                part[j] = (uint8_t)any(&seed, 256);
+            memcpy(model + at, part, size);
+            ck_assert(!n.o.backend->put(n.o.device, mp_held_at(h) + at, part,
+                                        size, NULL));
+            memset(part, 0xee, size);
+            break;
+        case 1:
+            memcpy(model + at, model + from, size);
+            ck_assert(!n.o.backend->copy(n.o.device, mp_held_at(h) + at,
+                                         mp_held_at(h) + from, size, NULL));
+            break;
+        default:
+            if (nasked >= ASKED)
+                answer(&n, k);
+            memcpy(asked[k].want, model + at, size);
+            memset(asked[k].got, 0xdd, size);
+            asked[k].n = size;
+            ck_assert(!n.o.backend->get(n.o.device, asked[k].got,
+                                        mp_held_at(h) + at, size,
+                                        &asked[k].ticket, NULL));
+            nasked++;
+        }
+    }
+    ck_assert_uint_gt(nasked, ASKED);
+    ck_assert(!n.o.backend->wait(n.o.device, UINT64_MAX, NULL));
+    for (size_t k = 0; k < ASKED; k++)
+        answer(&n, k);
+    mp_held_free(h);
+    close_device(&n);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("session");
@@ -320,6 +398,7 @@ int main(void)
     tcase_add_test(t, no_copies_on_the_host);
     tcase_add_test(t, chain);
     tcase_add_test(t, blocks);
+    tcase_add_loop_test(t, traffic, 0, 3);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);

@@ -92,13 +92,12 @@ int cuda_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
 int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
              uint64_t *ticket, struct mp_error *err)
 {
-    *ticket = 0;
-    return gpu_get(d->gpu, dst, src, n, err);
+    return gpu_get(d->gpu, dst, src, n, ticket, err);
 }
 
 int cuda_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
 {
-    return ticket == UINT64_MAX ? gpu_wait(d->gpu, err) : 0;
+    return gpu_wait(d->gpu, ticket, err);
 }
 
 /* ---- operands ---- */
@@ -351,7 +350,7 @@ void cuda_plan_free(struct mp_plan *plan)
 {
     if (!plan)
         return;
-    gpu_wait(plan->device->gpu, NULL);
+    gpu_wait(plan->device->gpu, UINT64_MAX, NULL);
     gpu_graph_free(plan->graph);
     for (size_t i = 0; plan->cuda && i < plan->nstep; i++)
         lib_plan_free(plan->cuda[i].lib);
@@ -427,7 +426,8 @@ int cuda_compile(struct mp_device *d, const struct mp_program *p,
         rc = gpu_alloc(d->gpu, plan->scratch_bytes, "work space",
                        &plan->scratch, err);
     if (!rc)
-        rc = gpu_wait(d->gpu, err); /* errors of packing show here */
+        rc =
+            gpu_wait(d->gpu, UINT64_MAX, err); /* errors of packing show here */
     gpu_free(d->gpu, d->upload);
     d->upload = 0;
     d->upload_bytes = 0;

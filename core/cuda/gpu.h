@@ -4,12 +4,12 @@
  * recorded sequences, and what the vendor's libraries compute.
  *
  * gpu.c and lib*.c do this with the CUDA driver, cuBLASLt and cuDNN. The tests
- * have another that runs the same kernels on the processor (tests/sim), so
- * that all above this line is tested without a GPU. No CUDA header is needed
- * here.
+ * have a driver that runs the same kernels on the processor (tests/sim). No
+ * CUDA header is needed here.
  *
- * Everything goes in order: a kernel sees what was put before it, and gpu_get
- * waits for all before it. Errors of kernels show at the next call that waits.
+ * Everything goes in order: a kernel sees what was put or copied before it,
+ * and gpu_get what kernels did before it, though the bus is at work at the
+ * same time. Errors of kernels show at the next call that waits.
  *
  * Threads: one at a time per device.
  */
@@ -41,9 +41,12 @@ int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
             struct mp_error *err);
 int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
              struct mp_error *err);
-int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n,
+/* Begin to; dst has it when gpu_wait of the ticket, or of a later one, has
+ * returned, and must be there until then. */
+int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n, uint64_t *ticket,
             struct mp_error *err);
-int gpu_wait(struct gpu *g, struct mp_error *err);
+/* UINT64_MAX: for everything. */
+int gpu_wait(struct gpu *g, uint64_t ticket, struct mp_error *err);
 
 struct gpu_launch {
     enum gpu_kernel kernel;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* lib.h - inside the use of cuBLASLt and cuDNN. */
+/* lib.h - inside the use of libraries: plans, and who makes them. */
 #ifndef CUDA_LIB_H
 #define CUDA_LIB_H
 
@@ -29,5 +29,10 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
 /* More than this a library may not ask for: 32 MB is what cuBLAS advises for
  * the largest GPUs, and cuDNN's way of using more is to unfold the map. */
 #define LIB_WORK ((size_t)32 << 20)
+
+/* The libraries that there are, for the device's life; what is not there is
+ * told to the user once. */
+int vendor_open(struct gpu *g, struct mp_error *err);
+void vendor_close(struct gpu *g);
 
 #endif

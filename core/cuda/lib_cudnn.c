@@ -10,7 +10,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/lib.h"
+#include "cuda/vendor.h"
 
 /* Tensors by number, and descriptors kept for the plan's life. */
 enum uid {
@@ -40,11 +40,11 @@ static int status(const struct gpu *g, cudnnStatus_t st, const char *what,
 
     if (st == CUDNN_STATUS_SUCCESS)
         return 0;
-    g->dnn.cudnnGetLastErrorString(more, sizeof more);
+    g->vendor->dnn.cudnnGetLastErrorString(more, sizeof more);
     more[strcspn(more, "\n")] = '\0';
     return mp_fail(err, st >= CUDNN_STATUS_NOT_SUPPORTED ? MP_ENOTSUP : MP_EIO,
-                   "cuDNN: %s: %s %s", what, g->dnn.cudnnGetErrorString(st),
-                   more);
+                   "cuDNN: %s: %s %s", what,
+                   g->vendor->dnn.cudnnGetErrorString(st), more);
 }
 
 /* ---- descriptors ---- */
@@ -57,8 +57,8 @@ static int make(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
 
     if (p->nkeep == KEEP)
         return mp_fail(err, MP_ENOTSUP, "cuDNN: too many engines");
-    rc = status(g, g->dnn.cudnnBackendCreateDescriptor(type, out), "creating",
-                err);
+    rc = status(g, g->vendor->dnn.cudnnBackendCreateDescriptor(type, out),
+                "creating", err);
     if (!rc)
         p->keep[p->nkeep++] = *out;
     return rc;
@@ -78,8 +78,8 @@ static int set(struct dnn_plan *p, cudnnBackendDescriptor_t d,
     const struct gpu *g = p->base.gpu;
 
     return status(g,
-                  g->dnn.cudnnBackendSetAttribute(d, a.name, a.type, a.n,
-                                                  (void *)a.value),
+                  g->vendor->dnn.cudnnBackendSetAttribute(d, a.name, a.type,
+                                                          a.n, (void *)a.value),
                   "setting an attribute", err);
 }
 
@@ -97,7 +97,7 @@ static int finish(struct dnn_plan *p, cudnnBackendDescriptor_t d,
 {
     const struct gpu *g = p->base.gpu;
 
-    return status(g, g->dnn.cudnnBackendFinalize(d), what, err);
+    return status(g, g->vendor->dnn.cudnnBackendFinalize(d), what, err);
 }
 
 /* Make, tell, finish. */
@@ -269,7 +269,7 @@ static int operations(cudnnBackendDescriptor_t *op, int *nop,
 static int describe(struct dnn_plan *p, cudnnBackendDescriptor_t d,
                     cudnnBackendAttributeName_t name, struct mp_error *err)
 {
-    cudnnBackendDescriptor_t device = p->base.gpu->described;
+    cudnnBackendDescriptor_t device = p->base.gpu->vendor->described;
 
     return device ? link_to(p, d, name, device, err) : 0;
 }
@@ -282,8 +282,8 @@ static int has_note(const struct gpu *g, cudnnBackendDescriptor_t engine,
     int notes[16];
     int64_t n = 0;
 
-    if (g->dnn.cudnnBackendGetAttribute(engine, name, type, 16, &n, notes) !=
-        CUDNN_STATUS_SUCCESS)
+    if (g->vendor->dnn.cudnnBackendGetAttribute(engine, name, type, 16, &n,
+                                                notes) != CUDNN_STATUS_SUCCESS)
         return 1; /* not known: not taken */
     for (int64_t i = 0; i < n && i < 16; i++)
         if (notes[i] == note)
@@ -320,7 +320,7 @@ static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
                       cudnnBackendDescriptor_t config, int compiled)
 {
     const struct gpu *g = p->base.gpu;
-    const struct dnn_calls *dnn = &g->dnn;
+    const struct dnn_calls *dnn = &g->vendor->dnn;
     cudnnBackendDescriptor_t engine = NULL, plan = NULL;
     int64_t n = 0, work = 0;
     int rc = make(&engine, p, CUDNN_BACKEND_ENGINE_DESCRIPTOR, NULL);
@@ -383,7 +383,7 @@ static int choose(struct dnn_plan *p, const struct lib_conv *c,
     }
     if (!rc)
         rc = status(g,
-                    g->dnn.cudnnBackendGetAttribute(
+                    g->vendor->dnn.cudnnBackendGetAttribute(
                         heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
                         CUDNN_TYPE_BACKEND_DESCRIPTOR, nconfig, &n, config),
                     "choosing an engine", err);
@@ -404,7 +404,8 @@ static void plan_free(struct lib_plan *base)
     struct dnn_plan *p = (struct dnn_plan *)base;
 
     while (p->nkeep)
-        base->gpu->dnn.cudnnBackendDestroyDescriptor(p->keep[--p->nkeep]);
+        base->gpu->vendor->dnn.cudnnBackendDestroyDescriptor(
+            p->keep[--p->nkeep]);
     free(p);
 }
 
@@ -430,7 +431,7 @@ static int run(struct lib_plan *base, const struct lib_data *d,
         at[n++] = (void *)(uintptr_t)d->bias;
     }
     rc = status(g,
-                g->dnn.cudnnBackendCreateDescriptor(
+                g->vendor->dnn.cudnnBackendCreateDescriptor(
                     CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack),
                 "addresses", err);
     if (rc)
@@ -447,9 +448,11 @@ static int run(struct lib_plan *base, const struct lib_data *d,
     if (!rc)
         rc = finish(p, pack, "addresses", err);
     if (!rc)
-        rc = status(g, g->dnn.cudnnBackendExecute(g->dnn_handle, p->plan, pack),
+        rc = status(g,
+                    g->vendor->dnn.cudnnBackendExecute(g->vendor->dnn_handle,
+                                                       p->plan, pack),
                     "convolution", err);
-    g->dnn.cudnnBackendDestroyDescriptor(pack);
+    g->vendor->dnn.cudnnBackendDestroyDescriptor(pack);
     return rc;
 }
 
@@ -460,8 +463,8 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     struct dnn_plan *p;
     int nop = 0, rc;
 
-    if (!g->dnn_handle && !g->described)
-        return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_dnn.text);
+    if (!g->vendor->dnn_handle && !g->vendor->described)
+        return mp_fail(err, MP_ENOTSUP, "%s", g->vendor->why_no_dnn.text);
     p = calloc(1, sizeof *p);
     if (!p)
         return mp_fail(err, MP_ENOMEM, "out of memory");
@@ -480,10 +483,11 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
                  (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_OPS,
                                     CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op},
                  err);
-    if (!rc && g->dnn_handle)
+    if (!rc && g->vendor->dnn_handle)
         rc = set(p, graph,
                  (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
-                                    CUDNN_TYPE_HANDLE, 1, &g->dnn_handle},
+                                    CUDNN_TYPE_HANDLE, 1,
+                                    &g->vendor->dnn_handle},
                  err);
     if (!rc)
         rc = finish(p, graph, "a graph", err);

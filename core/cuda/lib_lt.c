@@ -7,7 +7,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/lib.h"
+#include "cuda/vendor.h"
 
 struct lt_plan {
     struct lib_plan base;
@@ -23,7 +23,8 @@ static int status(const struct gpu *g, cublasStatus_t st, const char *what,
     if (st == CUBLAS_STATUS_SUCCESS)
         return 0;
     return mp_fail(err, st == CUBLAS_STATUS_NOT_SUPPORTED ? MP_ENOTSUP : MP_EIO,
-                   "cublasLt: %s: %s", what, g->lt.cublasLtGetStatusString(st));
+                   "cublasLt: %s: %s", what,
+                   g->vendor->lt.cublasLtGetStatusString(st));
 }
 
 static cudaDataType_t type_of(enum mp_dtype t)
@@ -34,7 +35,7 @@ static cudaDataType_t type_of(enum mp_dtype t)
 static void plan_free(struct lib_plan *base)
 {
     struct lt_plan *p = (struct lt_plan *)base;
-    const struct lt_calls *lt = &base->gpu->lt;
+    const struct lt_calls *lt = &base->gpu->vendor->lt;
 
     if (p->desc)
         lt->cublasLtMatmulDescDestroy(p->desc);
@@ -52,9 +53,10 @@ static int set(struct lt_plan *p, cublasLtMatmulDescAttributes_t what,
 {
     const struct gpu *g = p->base.gpu;
 
-    return status(g,
-                  g->lt.cublasLtMatmulDescSetAttribute(p->desc, what, value, n),
-                  "setting an attribute", err);
+    return status(
+        g,
+        g->vendor->lt.cublasLtMatmulDescSetAttribute(p->desc, what, value, n),
+        "setting an attribute", err);
 }
 
 /* relu is the only activation of ours that it has: its gelu is another. */
@@ -69,7 +71,7 @@ static int describe(struct lt_plan *p, const struct lib_conv *c,
                     struct mp_error *err)
 {
     const struct gpu *g = p->base.gpu;
-    const struct lt_calls *lt = &g->lt;
+    const struct lt_calls *lt = &g->vendor->lt;
     uint64_t m = (uint64_t)(c->n * c->h * c->w), k = (uint64_t)c->c;
     uint64_t n = (uint64_t)c->k;
     cublasOperation_t turned = CUBLAS_OP_T;
@@ -119,7 +121,7 @@ static int choose(struct lt_plan *p, struct mp_error *err)
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     };
     const struct gpu *g = p->base.gpu;
-    const struct lt_calls *lt = &g->lt;
+    const struct lt_calls *lt = &g->vendor->lt;
     cublasLtMatmulPreference_t pref = NULL;
     cublasLtMatmulHeuristicResult_t best;
     size_t most = LIB_WORK;
@@ -141,9 +143,9 @@ static int choose(struct lt_plan *p, struct mp_error *err)
                     "preference", err);
     if (!rc)
         rc = status(g,
-                    lt->cublasLtMatmulAlgoGetHeuristic(g->lt_handle, p->desc,
-                                                       p->w, p->x, p->y, p->y,
-                                                       pref, 1, &best, &found),
+                    lt->cublasLtMatmulAlgoGetHeuristic(
+                        g->vendor->lt_handle, p->desc, p->w, p->x, p->y, p->y,
+                        pref, 1, &best, &found),
                     "choosing an algorithm", err);
     if (!rc && !found)
         rc = mp_fail(err, MP_ENOTSUP, "cublasLt: no algorithm");
@@ -170,14 +172,15 @@ static int run(struct lib_plan *base, const struct lib_data *d,
 
     if (rc)
         return rc;
-    return status(
-        g,
-        g->lt.cublasLtMatmul(
-            g->lt_handle, p->desc, &alpha, (const void *)(uintptr_t)d->w, p->w,
-            (const void *)(uintptr_t)d->x, p->x, &beta,
-            (const void *)(uintptr_t)add, p->y, (void *)(uintptr_t)d->y, p->y,
-            &p->algo, (void *)(uintptr_t)d->work, base->work, g->stream),
-        "product", err);
+    return status(g,
+                  g->vendor->lt.cublasLtMatmul(
+                      g->vendor->lt_handle, p->desc, &alpha,
+                      (const void *)(uintptr_t)d->w, p->w,
+                      (const void *)(uintptr_t)d->x, p->x, &beta,
+                      (const void *)(uintptr_t)add, p->y,
+                      (void *)(uintptr_t)d->y, p->y, &p->algo,
+                      (void *)(uintptr_t)d->work, base->work, g->stream),
+                  "product", err);
 }
 
 int lt_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
@@ -186,8 +189,8 @@ int lt_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     struct lt_plan *p;
     int rc;
 
-    if (!g->lt_handle)
-        return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_lt.text);
+    if (!g->vendor->lt_handle)
+        return mp_fail(err, MP_ENOTSUP, "%s", g->vendor->why_no_lt.text);
     p = calloc(1, sizeof *p);
     if (!p)
         return mp_fail(err, MP_ENOMEM, "out of memory");
