@@ -254,7 +254,8 @@ static void open_pipeline(struct bench *b)
     struct mp_pipeline_conf c = {.backend = b->o.backend,
                                  .precision = b->o.precision,
                                  .checkpoint = b->o.checkpoint,
-                                 .threads = b->o.threads};
+                                 .threads = b->o.threads,
+                                 .batch = b->o.batch};
     char tiny[64];
 
     if (!c.checkpoint) {

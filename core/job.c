@@ -59,7 +59,7 @@ struct run {
     int nthread;
 
     /* the main thread's */
-    size_t batch, window; /* window: pictures that wait to fill a batch */
+    size_t batch, window; /* of any size; pictures that wait to fill it */
     struct look *look;
     size_t nlook, look_cap;
     int merged;   /* a picture has come through */
@@ -356,28 +356,37 @@ static int same_size(const struct run *r, const struct look *a,
     return v->w == w->w && v->h == w->h;
 }
 
-/* Views of this one's size, up to a batch. */
-static size_t count_like(const struct run *r, size_t first)
+/* Views of this one's size that go together. */
+static size_t batch_of(const struct run *r, const struct look *a)
 {
-    size_t n = 0;
+    const struct mp_view *v = &slot_of(r, a->picture)->p.view[a->view];
+    size_t n = mp_pipeline_batch(r->job->pipeline, v->h, v->w);
 
-    for (size_t i = first; i < r->nlook && n < r->batch; i++)
+    return n < r->batch ? n : r->batch;
+}
+
+/* Are there as many as go together? */
+static int is_full(const struct run *r, size_t first)
+{
+    size_t n = 0, most = batch_of(r, &r->look[first]);
+
+    for (size_t i = first; i < r->nlook && n < most; i++)
         n += same_size(r, &r->look[first], &r->look[i]);
-    return n;
+    return n == most;
 }
 
 /* Take up to a batch of the waiting views that are of this one's size. */
 static int run_like(struct run *r, size_t first, struct mp_error *err)
 {
     struct look like = r->look[first], *some;
-    size_t n = 0, kept = first;
+    size_t n = 0, kept = first, most = batch_of(r, &like);
     int rc;
 
-    some = malloc(r->batch * sizeof *some);
+    some = malloc(most * sizeof *some);
     if (!some)
         return no_memory(err);
     for (size_t i = first; i < r->nlook; i++) {
-        if (n < r->batch && same_size(r, &like, &r->look[i]))
+        if (n < most && same_size(r, &like, &r->look[i]))
             some[n++] = r->look[i];
         else
             r->look[kept++] = r->look[i];
@@ -394,7 +403,7 @@ static int run_due(struct run *r, size_t picture, struct mp_error *err)
     int rc = 0;
 
     for (size_t i = 0; i < r->nlook && !rc;) {
-        if (count_like(r, i) < r->batch) {
+        if (!is_full(r, i)) {
             i++;
             continue;
         }
@@ -509,9 +518,7 @@ static int start_threads(struct run *r, struct mp_error *err)
     want = want < 2 ? 2 : want > THREADS_MAX ? THREADS_MAX : want;
     if (r->job->client)
         want = THREADS_MAX; /* they wait, most of the time */
-    r->batch = r->job->settings->compute.batch > 0
-                   ? (size_t)r->job->settings->compute.batch
-                   : 1;
+    r->batch = mp_pipeline_batch(r->job->pipeline, 0, 0);
     r->window = 2 * r->batch;
     r->nring = r->window + (size_t)want + 1;
     r->ring = calloc(r->nring, sizeof *r->ring);

@@ -12,7 +12,9 @@
 #include "graph_impl.h"
 #include "session.h"
 
-#define KEPT 4 /* sessions of each kind */
+#define KEPT  4  /* sessions of each kind */
+#define SIZES 16 /* of views, whose batch is known */
+#define MOST  16 /* views at once, on a GPU that decides */
 
 struct cached {
     struct mp_session *session;
@@ -20,6 +22,13 @@ struct cached {
     void *key;
     size_t bytes;
     uint64_t used; /* clock of the last use */
+};
+
+/* How many views of a size go together. */
+struct fit {
+    int32_t h, w;
+    size_t n;
+    int halved; /* more did not fit */
 };
 
 struct mp_pipeline {
@@ -30,6 +39,8 @@ struct mp_pipeline {
     struct mp_opened device;
     struct mp_arch arch;
     struct cached network[KEPT], merge[KEPT];
+    struct fit fit[SIZES]; /* the latest, and which is the next to go */
+    size_t nfit;
     uint64_t clock;
     struct mp_pipeline_times times;
     int profile;
@@ -374,6 +385,82 @@ static int network_session(struct mp_pipeline *p, struct cached **c, int64_t n,
     return rc ? mp_fail_in(err, "%d x %d view", (int)w, (int)h) : 0;
 }
 
+/* ---- how many views at once ---- */
+
+static size_t most_of(const struct mp_pipeline *p)
+{
+    if (p->conf.batch > 0)
+        return (size_t)p->conf.batch;
+    return p->device.backend && !p->device.backend->host ? MOST : 1;
+}
+
+static int has_session(const struct mp_pipeline *p)
+{
+    for (int i = 0; i < KEPT; i++)
+        if (p->network[i].session)
+            return 1;
+    return 0;
+}
+
+static int size_of(struct mp_session_size *out, struct mp_pipeline *p,
+                   int64_t n, int32_t h, int32_t w)
+{
+    struct mp_graph *g = network_graph(p, n, h, w);
+    int rc = g ? mp_session_size(out, &p->device.shared->arena, g,
+                                 p->device.dtype, NULL)
+               : MP_ENOMEM;
+
+    mp_graph_free(g);
+    return rc;
+}
+
+/* Of the memory that is free, or will be when the arena grows, a fifth is left
+ * alone. A batch takes of it its part of the arena, and its maps: those of the
+ * batch before are still there, and pixels take no more than those. */
+static size_t count_fitting(struct mp_pipeline *p, int32_t h, int32_t w)
+{
+    struct mp_arena *a = &p->device.shared->arena;
+    struct mp_session_size one, two;
+    struct mp_device_memory m;
+    double room, each;
+
+    if (size_of(&one, p, 1, h, w) || size_of(&two, p, 2, h, w) ||
+        a->backend->memory(a->device, &m, NULL) || !m.total)
+        return 1; /* what is wrong shows when it runs */
+    room = ((double)m.free + (double)mp_arena_idle(a)) * 0.8;
+    if (!has_session(p))
+        room -= (double)one.constants;
+    each = (double)two.arena - (double)one.arena + 3 * (double)one.outputs;
+    room -= (double)one.arena + 3 * (double)one.outputs;
+    if (room < 0 || each <= 0)
+        return 1;
+    return room / each < MOST - 1 ? 1 + (size_t)(room / each) : MOST;
+}
+
+static struct fit *fit_of(struct mp_pipeline *p, int32_t h, int32_t w)
+{
+    struct fit *f;
+
+    for (size_t i = 0; i < SIZES; i++)
+        if (p->fit[i].n && p->fit[i].h == h && p->fit[i].w == w)
+            return &p->fit[i];
+    f = &p->fit[p->nfit++ % SIZES];
+    *f = (struct fit){.h = h, .w = w, .n = most_of(p)};
+    if (p->conf.batch <= 0 && f->n > 1) {
+        f->n = count_fitting(p, h, w);
+        mp_log(MP_LOG_INFO, "batch", "%zu views of %d x %d at once", f->n,
+               (int)w, (int)h);
+    }
+    return f;
+}
+
+size_t mp_pipeline_batch(struct mp_pipeline *p, int32_t h, int32_t w)
+{
+    return h && w ? fit_of(p, h, w)->n : most_of(p);
+}
+
+/* ---- the network ---- */
+
 /* All views side by side on the device. */
 static int put_views(struct mp_map *pixels, struct mp_pipeline *p,
                      const uint8_t *const *view, size_t n, size_t one,
@@ -401,9 +488,9 @@ static void share_out(struct mp_map *map, size_t n, const struct mp_map *all)
     }
 }
 
-int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_map *map,
-                        struct mp_error *err)
+static int run_network(struct mp_pipeline *p, const uint8_t *const *view,
+                       size_t n, int32_t h, int32_t w, struct mp_map *map,
+                       struct mp_error *err)
 {
     struct mp_map pixels = {.held = NULL}, all = {.held = NULL};
     struct cached *c;
@@ -426,8 +513,57 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
     mp_map_free(&pixels);
     mp_map_free(&all);
     p->times.network += now() - began;
-    p->times.views += n;
-    p->times.runs++;
+    p->times.views += rc ? 0 : n;
+    p->times.runs += !rc;
+    return rc;
+}
+
+/* All that can be had again, but for the network's weights. */
+static void give_back(struct mp_pipeline *p)
+{
+    for (int i = 0; i < KEPT; i++)
+        forget(&p->merge[i]);
+    mp_arena_free(&p->device.shared->arena);
+}
+
+/* n did not fit; 0: it has been tried with less before. */
+static int halve(struct mp_pipeline *p, struct fit *f, size_t n,
+                 const struct mp_error *why)
+{
+    int go = !f->halved && n > 1;
+
+    f->n = go ? (n + 1) / 2 : 1;
+    f->halved = 1;
+    give_back(p);
+    if (n > 1)
+        mp_log(MP_LOG_WARNING, "batch",
+               "of views of %d x %d %zu do not fit, %zu from now on: %s",
+               (int)f->w, (int)f->h, n, f->n, why->text);
+    return go;
+}
+
+int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
+                        size_t n, int32_t h, int32_t w, struct mp_map *map,
+                        struct mp_error *err)
+{
+    struct fit *f = fit_of(p, h, w);
+    size_t at = 0;
+    int rc = 0;
+
+    while (at < n && !rc) {
+        size_t part = f->halved && f->n < n - at ? f->n : n - at;
+        struct mp_error why = {0};
+
+        rc = run_network(p, view + at, part, h, w, map + at, &why);
+        if (!rc)
+            at += part;
+        else if (rc == MP_ENOMEM && halve(p, f, part, &why))
+            rc = 0;
+        else if (err)
+            *err = why;
+    }
+    while (rc && at)
+        mp_map_free(&map[--at]);
     return rc;
 }
 

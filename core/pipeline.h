@@ -34,6 +34,7 @@ struct mp_pipeline_conf { /* borrowed until close */
     const char *backend;    /* "auto", "cpu", "cuda", "cuda:1", ... */
     enum mp_precision precision;
     int threads; /* 0: all that the process may use */
+    int batch;   /* views that are best seen at once; 0: the device decides */
     int strict;  /* nonzero: tensors that nothing uses are an error */
     /* To share with other pipelines, see device.h; NULL: with none. */
     struct mp_devices *devices;
@@ -71,8 +72,15 @@ struct mp_map {
 };
 void mp_map_free(struct mp_map *m); /* and sets it to 0 */
 
+/* How many views of h x w pixels are best seen at once: as configured, or one
+ * on a CPU, or as many as fit into the free memory of a GPU, up to 16. 0 x 0:
+ * the most for any size. */
+size_t mp_pipeline_batch(struct mp_pipeline *p, int32_t h, int32_t w);
+
 /* Run the network on n views of one size: view[i] is h x w x 3 u8, and map[i]
- * becomes 1 x H x W x C. */
+ * becomes 1 x H x W x C. If the device has not enough memory for n, they are
+ * run in two parts, and so from then on; if that does not help either, it
+ * fails. */
 int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
                         size_t n, int32_t h, int32_t w, struct mp_map *map,
                         struct mp_error *err);

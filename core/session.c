@@ -650,51 +650,84 @@ static int check_outputs(const struct mp_net *net, const struct mp_graph *g,
     return net->noutput ? 0 : mp_fail(err, MP_EINVAL, "no output");
 }
 
+/* The program of g; builder_close in any case. */
+static int prepare(struct builder *b, struct mp_net *net,
+                   const struct mp_arena *a, const struct mp_graph *g,
+                   enum mp_dtype precision, struct mp_error *err)
+{
+    int rc = mp_graph_check(g, err);
+
+    *b = (struct builder){.net = net,
+                          .backend = a->backend,
+                          .device = a->device,
+                          .precision = precision,
+                          .err = err};
+    memset(net, 0, sizeof *net);
+    if (!rc)
+        rc = mp_net_make(net, g, err);
+    if (!rc)
+        rc = check_outputs(net, g, err);
+    if (rc)
+        return rc;
+    b->leaf = calloc(net->nnode, 1);
+    b->computed = calloc(net->nnode, sizeof *b->computed);
+    if (!b->leaf || !b->computed)
+        return no_memory(err);
+    memcpy(b->leaf, net->constant, net->nnode);
+    return build(b, net->output, net->noutput);
+}
+
+static void builder_close(struct builder *b)
+{
+    for (size_t i = 0; b->computed && i < b->net->nnode; i++)
+        free(b->computed[i]);
+    free(b->computed);
+    builder_free(b);
+    mp_net_free(b->net);
+}
+
 int mp_session_new(struct mp_session **out, struct mp_arena *a,
                    const struct mp_graph *g, enum mp_dtype precision,
                    struct mp_error *err)
 {
     struct mp_session *s = calloc(1, sizeof *s);
-    struct mp_net net = {0};
-    struct builder b = {.net = &net,
-                        .backend = a->backend,
-                        .device = a->device,
-                        .precision = precision,
-                        .err = err};
-    int rc = s ? mp_graph_check(g, err) : no_memory(err);
+    struct builder b = {.net = NULL};
+    struct mp_net net;
+    int rc;
 
-    if (!rc)
-        rc = mp_net_make(&net, g, err);
-    if (!rc)
-        rc = check_outputs(&net, g, err);
-    if (rc)
-        goto done;
-    b.leaf = calloc(net.nnode, 1);
-    b.computed = calloc(net.nnode, sizeof *b.computed);
-    if (!b.leaf || !b.computed) {
-        rc = no_memory(err);
-        goto done;
-    }
-    memcpy(b.leaf, net.constant, net.nnode);
-    rc = build(&b, net.output, net.noutput);
-    if (rc)
-        goto done;
+    if (!s)
+        return no_memory(err);
     s->arena = a;
-    rc = a->backend->compile(a->device, &b.program, &s->plan, err);
+    rc = prepare(&b, &net, a, g, precision, err);
+    if (!rc)
+        rc = a->backend->compile(a->device, &b.program, &s->plan, err);
     if (!rc)
         rc = take(s, &b, g, err);
-done:
-    for (size_t i = 0; b.computed && i < net.nnode; i++)
-        free(b.computed[i]);
-    free(b.computed);
-    builder_free(&b);
-    mp_net_free(&net);
+    builder_close(&b);
     if (rc) {
         mp_session_free(s);
         return rc;
     }
     *out = s;
     return 0;
+}
+
+int mp_session_size(struct mp_session_size *out, const struct mp_arena *a,
+                    const struct mp_graph *g, enum mp_dtype precision,
+                    struct mp_error *err)
+{
+    struct builder b = {.net = NULL};
+    struct mp_net net;
+    int rc = prepare(&b, &net, a, g, precision, err);
+
+    *out = (struct mp_session_size){.arena = b.program.arena};
+    for (size_t i = 0; !rc && i < b.program.nvalue; i++)
+        if (b.value[i].place == MP_CONSTANT)
+            out->constants += b.value[i].count * mp_dtype_size(precision);
+    for (size_t i = 0; !rc && i < net.noutput; i++)
+        out->outputs += bytes_of(&b.value[b.value_of[net.output[i]] - 1]);
+    builder_close(&b);
+    return rc;
 }
 
 void mp_session_free(struct mp_session *s)

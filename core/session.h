@@ -26,6 +26,15 @@ int mp_session_new(struct mp_session **out, struct mp_arena *a,
                    struct mp_error *err);
 void mp_session_free(struct mp_session *s); /* NULL is fine */
 
+/* What a session of g would take, found without compiling it: bytes of the
+ * arena, of outputs, and of weights, if all are kept in this precision. */
+struct mp_session_size {
+    size_t arena, outputs, constants;
+};
+int mp_session_size(struct mp_session_size *out, const struct mp_arena *a,
+                    const struct mp_graph *g, enum mp_dtype precision,
+                    struct mp_error *err);
+
 size_t mp_session_inputs(const struct mp_session *s);
 size_t mp_session_outputs(const struct mp_session *s);
 /* Name, dtype and shape; data is NULL. */

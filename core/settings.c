@@ -46,7 +46,8 @@ static const struct mp_option compute_rows[] = {
     ROW(compute, threads, INT, "auto", 1, 4096, "auto", NULL,
         "CPU threads for the network; auto is all that mpipe may use"),
     ROW(compute, batch, INT, "auto", 1, 1024, "auto", NULL,
-        "Most views that the network sees at once; auto is 1"),
+        "Most views that the network sees at once; auto is 1 on a CPU, what "
+        "fits on a GPU"),
     {0}
 };
 static const struct mp_option output_rows[] = {
@@ -536,6 +537,7 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .backend = s->compute.backend,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .batch = s->compute.batch > 0 ? s->compute.batch : 0,
         .strict = s->model.strict,
         .devices = devices,
     };

@@ -3,6 +3,7 @@
 # A test: one line here, and its one source. A shell test needs no Check.
 unit_tests = \
 	%reldir%/test_base \
+	%reldir%/test_batch \
 	%reldir%/test_boxes \
 	%reldir%/test_classes \
 	%reldir%/test_coco \
@@ -127,9 +128,10 @@ check-local:
 endif
 TEST_EXTENSIONS = .sh
 SH_LOG_COMPILER = $(SHELL)
-AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled); \
+AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled) \
+	MPIPE_TEST_SIM='$(abs_builddir)/%reldir%/sim'; \
 	export builddir MPIPE_PLUGIN_PATH MPIPE_BACKEND_PATH \
-	MPIPE_DATA_PATH MPIPE_MODEL_PATH;
+	MPIPE_DATA_PATH MPIPE_MODEL_PATH MPIPE_TEST_SIM;
 
 # Checkpoints of made-up numbers for the demo, from the tests' key lists.
 noinst_PROGRAMS += %reldir%/make_weights

@@ -27,6 +27,8 @@ static int merge_rc;         /* of the next merge */
 static int wait_rc;          /* of the next wait */
 static int stop_on;          /* a view that asks the run to stop */
 static volatile sig_atomic_t stop;
+static int small; /* views of so many pixels go one by one */
+static struct mp_settings settings;
 static double seconds;
 static struct mp_pipeline *const pipeline = (void *)&seconds;
 
@@ -75,6 +77,14 @@ void mp_answer_free(struct mp_answer *a)
     mp_map_free(&a->sum);
     while (a->nresult)
         free((void *)a->result[--a->nresult].data);
+}
+
+size_t mp_pipeline_batch(struct mp_pipeline *p, int32_t h, int32_t w)
+{
+    ck_assert_ptr_eq(p, pipeline);
+    if (h && w && h * w == small)
+        return 1;
+    return settings.compute.batch > 0 ? (size_t)settings.compute.batch : 1;
 }
 
 static struct mp_map map_of(const float *value, size_t n)
@@ -256,7 +266,6 @@ static struct mp_plugin head = {.name = "fake",
 /* ---- a run ---- */
 
 static char *kinds[] = {"npy", NULL};
-static struct mp_settings settings;
 static struct mp_inputs in;
 static struct mp_counts counts;
 
@@ -414,6 +423,20 @@ START_TEST(windows_of_one_picture)
     ck_assert_str_eq(calls, "4x8x8 2x8x8");
     ck_assert(result_is(10, (float[]){10, 11, 12, 13, 14}, 5));
     ck_assert(has_result(50));
+}
+END_TEST
+
+/* A size of which not as many fit has batches of its own. */
+START_TEST(batches_by_size)
+{
+    for (int i = 1; i <= 8; i++)
+        picture(i, i % 2 ? 16 : 8);
+    settings.compute.batch = 2;
+    small = 8 * 16;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_str_eq(calls, "1x8x16 1x8x16 2x8x8 1x8x16 1x8x16 2x8x8");
+    for (int i = 1; i <= 8; i++)
+        ck_assert(has_result(i));
 }
 END_TEST
 
@@ -635,6 +658,7 @@ int main(void)
     tcase_add_test(t, every_picture_by_itself);
     tcase_add_test(t, views_of_one_size_go_together);
     tcase_add_test(t, windows_of_one_picture);
+    tcase_add_test(t, batches_by_size);
     tcase_add_loop_test(t, groups_of_one_picture, 1, 5);
     tcase_add_test(t, maps_are_results);
     tcase_add_test(t, lists_are_joined);

@@ -554,13 +554,22 @@ static int are_alike(const struct look *a, const struct look *b)
            same_text(a->task->variant, b->task->variant);
 }
 
-static size_t count_like(const struct worker *w, size_t first)
+/* Looks like this one that go together. */
+static size_t batch_of(const struct look *a)
 {
-    size_t n = 0, most = w->look[first].task->host->batch;
+    const struct mp_view *v = &a->task->p.view[a->view];
+
+    return mp_pipeline_batch(a->task->host->pipeline, v->h, v->w);
+}
+
+/* Are there as many? */
+static int is_full(const struct worker *w, size_t first)
+{
+    size_t n = 0, most = batch_of(&w->look[first]);
 
     for (size_t i = first; i < w->nlook && n < most; i++)
         n += are_alike(&w->look[first], &w->look[i]);
-    return n;
+    return n == most;
 }
 
 /* The look whose batch is due: full, or its window is over; nlook: none, and
@@ -574,7 +583,7 @@ static size_t find_due(const struct worker *w, double *wait)
         const struct task *t = w->look[i].task;
         double left = t->opened + t->host->window - now;
 
-        if (left <= 0 || count_like(w, i) >= t->host->batch)
+        if (left <= 0 || is_full(w, i))
             return i;
         if (*wait < 0 || left < *wait)
             *wait = left;
@@ -678,7 +687,7 @@ static int see_all(struct worker *w, struct look *look, size_t n)
 static int run_batch(struct worker *w, size_t first)
 {
     struct look like = w->look[first];
-    size_t most = like.task->host->batch, n = 0, kept = first;
+    size_t most = batch_of(&like), n = 0, kept = first;
     struct look *some = malloc(most * sizeof *some);
     int rc;
 
@@ -878,11 +887,12 @@ static int open_host(struct hosted *h, struct mp_devices *devices,
     h->id = m->id;
     if (rc)
         return rc;
-    h->batch =
-        h->settings->compute.batch > 0 ? (size_t)h->settings->compute.batch : 1;
     h->window = json_number_value(window) / 1e3;
     rc = mp_settings_pipeline(&h->pipeline, h->settings, devices, err);
-    return rc ? rc : try_out(h, err);
+    if (rc)
+        return rc;
+    h->batch = mp_pipeline_batch(h->pipeline, 0, 0);
+    return try_out(h, err);
 }
 
 static void close_host(struct hosted *h)

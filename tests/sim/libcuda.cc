@@ -11,6 +11,8 @@
  *     MPIPE_SIM_DEVICES  1
  *     MPIPE_SIM_MEMORY   bytes of each device, 16 GiB
  *     MPIPE_SIM_FAULT    N: the Nth kernel fails, and the device with it
+ *     MPIPE_SIM_KERNELS  no: they are started and not run, which saves most of
+ *                        the time where results do not matter
  *     FAKE_CUDA          what is wrong: none (no device), old driver, old
  *                        device, closed (a device that cannot be opened)
  */
@@ -21,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 #include "cuda/attention.cu"
 #include "cuda/conv.cu"
@@ -129,23 +132,21 @@ static void die(const char *what)
     abort();
 }
 
-static long setting(const char *name, long otherwise)
+static std::string setting(const char *name, const char *otherwise)
 {
     const char *set = getenv(name);
 
-    return set && *set ? atol(set) : otherwise;
+    return set && *set ? set : otherwise;
 }
 
 static bool is_wrong(const char *what)
 {
-    const char *set = getenv("FAKE_CUDA");
-
-    return set && !strcmp(set, what);
+    return setting("FAKE_CUDA", "") == what;
 }
 
 static size_t memory()
 {
-    return (size_t)setting("MPIPE_SIM_MEMORY", 16L << 30);
+    return std::stoul(setting("MPIPE_SIM_MEMORY", "17179869184"));
 }
 
 /* ---- doing it ---- */
@@ -169,11 +170,12 @@ static void run_call(CUstream_st *s, const op &o)
         o.call(o.arg.data());
         return;
     }
-    if (++sim.kernels == (uint64_t)setting("MPIPE_SIM_FAULT", 0)) {
+    if (++sim.kernels == std::stoul(setting("MPIPE_SIM_FAULT", "0"))) {
         s->context->broken = CUDA_ERROR_ILLEGAL_ADDRESS;
         return;
     }
-    sim_run(o.grid, o.threads, o.shared, o.call, o.arg.data());
+    if (setting("MPIPE_SIM_KERNELS", "yes") != "no")
+        sim_run(o.grid, o.threads, o.shared, o.call, o.arg.data());
 }
 
 static void advance(CUstream_st *s, uint64_t upto);
@@ -230,15 +232,15 @@ static void go_on()
 static void choose_chance(CUstream_st *s)
 {
     static const int chance[] = {0, 10, 60, 95};
-    const char *order = getenv("MPIPE_SIM_ORDER");
+    std::string order = setting("MPIPE_SIM_ORDER", "late");
 
-    if (!order || !strcmp(order, "late")) {
+    if (order == "late") {
         s->chance = 0;
-    } else if (!strcmp(order, "early")) {
+    } else if (order == "early") {
         s->chance = 100;
     } else {
         if (!sim.random)
-            sim.random = (uint64_t)atol(order) * 2654435761u + 1;
+            sim.random = std::stoul(order) * 2654435761u + 1;
         s->chance = chance[random_number(4)];
     }
 }
@@ -302,7 +304,7 @@ API cuDriverGetVersion(int *version)
 
 API cuDeviceGetCount(int *n)
 {
-    *n = (int)setting("MPIPE_SIM_DEVICES", 1);
+    *n = std::stoi(setting("MPIPE_SIM_DEVICES", "1"));
     if (*n > DEVICES)
         die("at most 8 devices");
     return CUDA_SUCCESS;
