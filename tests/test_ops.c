@@ -415,6 +415,27 @@ static mp_node case_group_norm_wide(struct mp_graph *g)
     return group_norm(g, IN(2, 3, 7, 2560), 32);
 }
 
+/* Too much for one block a group: in parts, and rounds of channels. */
+static mp_node case_group_norm_parts(struct mp_graph *g)
+{
+    return group_norm(g, IN(1, 130, 129, 64), 16);
+}
+
+static mp_node case_group_norm_parts_offset(struct mp_graph *g)
+{
+    return group_norm(g, mp_add(g, IN(1, 130, 129, 64), mp_scalar(g, 50)), 16);
+}
+
+static mp_node case_group_norm_rounds(struct mp_graph *g)
+{
+    return group_norm(g, IN(2, 9, 7, 2560), 4);
+}
+
+static mp_node case_group_norm_rounds_odd(struct mp_graph *g)
+{
+    return group_norm(g, IN(2, 5, 3, 1038), 2);
+}
+
 static mp_node case_group_norm_wide_odd(struct mp_graph *g)
 {
     return group_norm(g, IN(1, 5, 3, 300), 10);
@@ -671,6 +692,10 @@ static const struct {
     C(group_norm),
     C(group_norm_single),
     C(group_norm_wide),
+    C(group_norm_parts),
+    SHARP(group_norm_parts_offset),
+    C(group_norm_rounds),
+    C(group_norm_rounds_odd),
     C(group_norm_wide_odd),
     C(group_norm_silu),
     C(group_norm_relu),

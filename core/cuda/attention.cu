@@ -77,35 +77,39 @@ static DEV void do_attention(const g_attention &a)
 
 /* ---- 16 bits: flash attention on tensor cores ---- */
 
-/* A block of 4 warps takes 64 queries of a head, a warp 16 of them, KEYS keys
- * at a time. D is the head width, DV the part of it that this block computes
- * of the result, both rounded up to 16; what they are too wide is zeros. Rows
- * in shared memory are 8 elements longer than D (DV): then the eight rows
- * that an ldmatrix reads lie in different banks. Queries stay in registers
- * where they fit (WIDE: they do not).
+/* A block of 4 warps takes 64 QT queries of a head, a warp QT times 16 of
+ * them, KEYS keys at a time. What is read of keys and values from shared memory
+ * serves all of a warp's queries: with QT 1 that reading takes longest, with QT
+ * 2 there are half as many blocks. Which it is changes no result.
+ *
+ * D is the head width, DV the part of it that this block computes of the
+ * result, both rounded up to 16; what they are too wide is zeros. Rows in
+ * shared memory are 8 elements longer than D (DV): then the eight rows that an
+ * ldmatrix reads lie in different banks. Queries stay in registers where they
+ * fit (WIDE: they do not).
  *
  * Keys and values are copied one tile ahead: k of the next tile while this
  * tile's v is used, v while its k is. */
-template <class T, int D, int DV, int KEYS, bool WIDE>
+template <class T, int D, int DV, int KEYS, int QT, bool WIDE>
 static DEV void do_flash(const g_attention &a)
 {
     constexpr int KROW = D + 8, VROW = DV + 8, NK = KEYS / 8, NV = DV / 8;
+    constexpr int QUERIES = GPU_FLASH_QUERIES * QT;
     DYNAMIC_SHARED(uint16_t, tile_k);
     uint16_t *tile_v = tile_k + KEYS * KROW, *tile_q = tile_v + KEYS * VROW;
     uint32_t slices = (a.d + DV - 1) / DV, head = blockIdx.y / slices;
     uint32_t slice = blockIdx.y % slices * DV, c = a.heads * a.d;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t q0 = blockIdx.x * GPU_FLASH_QUERIES;
+    uint32_t q0 = blockIdx.x * QUERIES;
     uint32_t kv = blockIdx.z * a.kv_batch + head * a.d;
     uint32_t qy = blockIdx.z * a.t * c + head * a.d;
     const uint16_t *qp = (const uint16_t *)a.q.p + qy;
     const uint16_t *kp = (const uint16_t *)a.k.p + kv;
     const uint16_t *vp = (const uint16_t *)a.v.p + kv + slice;
-    /* exp2 takes one instruction; its argument is scaled by log2 e. */
+    /* 2^x takes one instruction; its argument is scaled by log2 e. */
     float scale = a.scale * 1.44269504f;
-    float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
-    float y[NV][4] = {};
-    uint32_t fq[WIDE ? 1 : D / 16][4];
+    float most[QT][2], total[QT][2] = {}, y[QT][NV][4] = {};
+    uint32_t fq[QT][WIDE ? 1 : D / 16][4];
 
     /* Rows of `width` channels, of which `have` are there. */
     auto fetch = [&](uint16_t *to, const uint16_t *from, uint32_t first,
@@ -121,25 +125,29 @@ static DEV void do_flash(const g_attention &a)
         }
         copy_commit();
     };
-    auto load_q = [&](uint32_t *f, int k) {
+    auto load_q = [&](uint32_t *f, int q, int k) {
         const uint16_t *tile = WIDE ? tile_q : tile_k;
 
-        ldmatrix(f, tile + (warp * 16 + lane % 16) * KROW + k * 16 +
+        ldmatrix(f, tile + ((warp * QT + q) * 16 + lane % 16) * KROW + k * 16 +
                         lane / 16 * 8);
     };
 
-    fetch(WIDE ? tile_q : tile_k, qp, q0, a.t, GPU_FLASH_QUERIES, D, a.d);
-    if (!WIDE) { /* through the place of the keys */
+#pragma unroll
+    for (int q = 0; q < QT; q++)
+        most[q][0] = most[q][1] = -INFINITY;
+    fetch(WIDE ? tile_q : tile_k, qp, q0, a.t, QUERIES, D, a.d);
+    if (!WIDE) { /* through the place of keys and values */
         copy_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < D / 16; k++)
-            load_q(fq[WIDE ? 0 : k], k);
+        for (int i = 0; i < QT * D / 16; i++)
+            load_q(fq[i / (D / 16)][WIDE ? 0 : i % (D / 16)], i / (D / 16),
+                   i % (D / 16));
         __syncthreads();
     }
     fetch(tile_k, kp, 0, a.s, KEYS, D, a.d);
     for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
-        float p[NK][4] = {};
+        float p[QT][NK][4] = {};
 
         fetch(tile_v, vp, j0, a.s, KEYS, DV, a.d - slice);
         copy_wait<1>();
@@ -147,7 +155,9 @@ static DEV void do_flash(const g_attention &a)
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             if (WIDE)
-                load_q(fq[0], k);
+#pragma unroll
+                for (int q = 0; q < QT; q++)
+                    load_q(fq[q][0], q, k);
 #pragma unroll
             for (int n = 0; n < NK / 2; n++) {
                 uint32_t fk[4];
@@ -155,8 +165,11 @@ static DEV void do_flash(const g_attention &a)
                 ldmatrix(fk, tile_k +
                                  (n * 16 + lane / 16 * 8 + lane % 8) * KROW +
                                  k * 16 + lane / 8 % 2 * 8);
-                T::mma(p[2 * n], fq[WIDE ? 0 : k], fk);
-                T::mma(p[2 * n + 1], fq[WIDE ? 0 : k], fk + 2);
+#pragma unroll
+                for (int q = 0; q < QT; q++) {
+                    T::mma(p[q][2 * n], fq[q][WIDE ? 0 : k], fk);
+                    T::mma(p[q][2 * n + 1], fq[q][WIDE ? 0 : k], fk + 2);
+                }
             }
         }
         __syncthreads();
@@ -164,49 +177,51 @@ static DEV void do_flash(const g_attention &a)
             fetch(tile_k, kp, j0 + KEYS, a.s, KEYS, D, a.d);
         else
             copy_commit(); /* so that the count below is right */
-            /* This thread holds parts of rows lane / 4 (h = 0) and 8 further;
-             * four lanes share a row. */
+        if (j0 + KEYS > a.s)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float now = most[h], sum = 0, was;
+            for (int i = 0; i < QT * NK * 4; i++)
+                if (j0 + i / 4 % NK * 8 + lane % 4 * 2 + i % 2 >= a.s)
+                    p[i / 4 / NK][i / 4 % NK][i % 4] = -INFINITY;
+                    /* This thread holds parts of rows lane / 4 (h = 0) and 8
+                     * further; four lanes share a row. */
+#pragma unroll
+        for (int i = 0; i < 2 * QT; i++) {
+            int q = i / 2, h = i % 2;
+            float now = most[q][h], sum = 0, was, least;
 
 #pragma unroll
-            for (int n = 0; n < 2 * NK; n++) {
-                float *v = &p[n / 2][2 * h + n % 2];
-                uint32_t key = j0 + n / 2 * 8 + lane % 4 * 2 + n % 2;
-
-                *v = key < a.s ? *v * scale : -INFINITY;
-                now = fmaxf(now, *v);
-            }
+            for (int n = 0; n < 2 * NK; n++)
+                now = fmaxf(now, p[q][n / 2][2 * h + n % 2]);
             now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
             now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
-            was = exp2f(most[h] - now);
-            most[h] = now;
+            was = exp2_fast((most[q][h] - now) * scale);
+            most[q][h] = now;
+            least = -now * scale;
 #pragma unroll
             for (int n = 0; n < 2 * NK; n++) {
-                float *v = &p[n / 2][2 * h + n % 2];
+                float *v = &p[q][n / 2][2 * h + n % 2];
 
-                *v = exp2f(*v - now);
+                *v = exp2_fast(fmaf(*v, scale, least));
                 sum += *v;
             }
-            total[h] = total[h] * was + sum;
+            total[q][h] = total[q][h] * was + sum;
 #pragma unroll
             for (int n = 0; n < NV; n++) {
-                y[n][2 * h] *= was;
-                y[n][2 * h + 1] *= was;
+                y[q][n][2 * h] *= was;
+                y[q][n][2 * h + 1] *= was;
             }
         }
         copy_wait<1>();
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
-            uint32_t fp[4];
+            uint32_t fp[QT][4];
 
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *v = p[2 * k + i / 2] + i % 2 * 2;
+            for (int i = 0; i < QT * 4; i++) {
+                const float *v = p[i / 4][2 * k + i % 4 / 2] + i % 2 * 2;
 
-                fp[i] = pair(to_half(v[0], T::type), to_half(v[1], T::type));
+                fp[i / 4][i % 4] = to_halves(v[0], v[1], T::type);
             }
 #pragma unroll
             for (int n = 0; n < NV / 2; n++) {
@@ -214,17 +229,21 @@ static DEV void do_flash(const g_attention &a)
 
                 ldmatrix_turned(fv, tile_v + (k * 16 + lane % 16) * VROW +
                                         n * 16 + lane / 16 * 8);
-                T::mma(y[2 * n], fp, fv);
-                T::mma(y[2 * n + 1], fp, fv + 2);
+#pragma unroll
+                for (int q = 0; q < QT; q++) {
+                    T::mma(y[q][2 * n], fp[q], fv);
+                    T::mma(y[q][2 * n + 1], fp[q], fv + 2);
+                }
             }
         }
         __syncthreads();
     }
     copy_wait<0>();
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        uint32_t row = q0 + warp * 16 + lane / 4 + 8 * h;
-        float all = total[h];
+    for (int i = 0; i < 2 * QT; i++) {
+        int q = i / 2, h = i % 2;
+        uint32_t row = q0 + (warp * QT + q) * 16 + lane / 4 + 8 * h;
+        float all = total[q][h];
 
         all += __shfl_xor_sync(ALL_LANES, all, 1);
         all += __shfl_xor_sync(ALL_LANES, all, 2);
@@ -233,7 +252,7 @@ static DEV void do_flash(const g_attention &a)
 #pragma unroll
         for (int n = 0; n < NV; n++) {
             uint32_t e = slice + n * 8 + lane % 4 * 2;
-            float v[2] = {y[n][2 * h] / all, y[n][2 * h + 1] / all};
+            float v[2] = {y[q][n][2 * h] / all, y[q][n][2 * h + 1] / all};
 
             if (e < a.d) {
                 store<1>(a.y, qy + row * c + e, v);
@@ -246,12 +265,16 @@ static DEV void do_flash(const g_attention &a)
 KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
 #define FLASH(type)                                                            \
     KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
-           (do_flash<type, 48, 48, 64, false>(a)))                             \
+           (do_flash<type, 48, 48, 64, 1, false>(a)))                          \
+    KERNEL(flash_##type##_48_2, g_attention, 128, 2,                           \
+           (do_flash<type, 48, 48, 64, 2, false>(a)))                          \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
-           (do_flash<type, 80, 80, 64, false>(a)))                             \
+           (do_flash<type, 80, 80, 64, 1, false>(a)))                          \
+    KERNEL(flash_##type##_80_2, g_attention, 128, 2,                           \
+           (do_flash<type, 80, 80, 64, 2, false>(a)))                          \
     KERNEL(flash_##type##_160, g_attention, 128, 2,                            \
-           (do_flash<type, 160, 160, 64, false>(a)))                           \
+           (do_flash<type, 160, 160, 64, 1, false>(a)))                        \
     KERNEL(flash_##type##_512, g_attention, 128, 1,                            \
-           (do_flash<type, 512, 128, 16, true>(a)))
+           (do_flash<type, 512, 128, 16, 1, true>(a)))
 FLASH(bf16)
 FLASH(f16)

@@ -175,8 +175,21 @@ static int pack_one(const struct call *k, const struct g_pack *a)
                      (size_t)a->k * a->ty * a->tx * a->c, a);
 }
 
+int64_t cuda_up_to_8(int64_t n)
+{
+    return (n + 7) / 8 * 8;
+}
+
+/* Elements of a constant in this form. */
+static size_t form_count(const struct mp_value *v, enum form form)
+{
+    if (form != TAPS_8)
+        return v->count;
+    return v->count / (size_t)v->dim[1] * (size_t)cuda_up_to_8(v->dim[1]);
+}
+
 static int form_taps(const struct call *k, struct g_out y, struct g_in x,
-                     const struct mp_value *w)
+                     const struct mp_value *w, int64_t c)
 {
     int64_t r = w->ndim == 4 ? w->dim[2] : 1, s = w->ndim == 4 ? w->dim[3] : 1;
     const struct g_pack a = {
@@ -185,7 +198,8 @@ static int form_taps(const struct call *k, struct g_out y, struct g_in x,
         .k = (uint32_t)w->dim[0],
         .ty = (uint32_t)r,
         .tx = (uint32_t)s,
-        .c = (uint32_t)w->dim[1],
+        .c = (uint32_t)c,
+        .have = (uint32_t)w->dim[1],
         .k_step = (int32_t)(w->dim[1] * r * s),
         .ty_step = (int32_t)s,
         .tx_step = 1,
@@ -211,6 +225,7 @@ static int form_phases(const struct call *k, struct g_out y, struct g_in x,
             .ty = (uint32_t)py.taps,
             .tx = (uint32_t)px.taps,
             .c = (uint32_t)c,
+            .have = (uint32_t)c,
             .first = (int32_t)(py.first * s + px.first),
             .k_step = (int32_t)(r * s),
             .ty_step = (int32_t)(-stride * s),
@@ -232,8 +247,10 @@ int cuda_form(const struct call *k, struct g_out y, struct g_in x,
 {
     if (form == PHASES)
         return form_phases(k, y, x, w, stride, pad);
-    return form == TAPS ? form_taps(k, y, x, w)
-                        : cuda_convert(k, y, x, w->count, MP_ACT_NONE);
+    if (form == PLAIN)
+        return cuda_convert(k, y, x, w->count, MP_ACT_NONE);
+    return form_taps(k, y, x, w,
+                     form == TAPS_8 ? cuda_up_to_8(w->dim[1]) : w->dim[1]);
 }
 
 static struct packed **bucket(struct mp_device *d, const uint64_t key[2])
@@ -260,8 +277,9 @@ static int upload(const struct call *k, struct packed *to,
     struct mp_device *d = k->plan->device;
     size_t bytes = v->count * sizeof *data;
     int plain = to->form == PLAIN && to->type == MP_F32;
-    int rc = gpu_alloc(d->gpu, v->count * mp_dtype_size(to->type), "weights",
-                       &to->at, k->err);
+    int rc =
+        gpu_alloc(d->gpu, form_count(v, to->form) * mp_dtype_size(to->type),
+                  "weights", &to->at, k->err);
 
     if (!rc && !plain && d->upload_bytes < bytes) {
         gpu_free(d->gpu, d->upload);

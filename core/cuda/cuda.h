@@ -9,9 +9,10 @@
 /* How a constant is laid out. */
 enum form {
     PLAIN,
-    TAPS,  /* K,C,R,S as K,R,S,C */
-    PHASES /* C,K,R,S of a transposed convolution: for each of stride x stride
-              kinds of result pixels the taps that it sees, as K,R',S',C */
+    TAPS,   /* K,C,R,S as K,R,S,C */
+    TAPS_8, /* and zeros for C up to the next multiple of 8 */
+    PHASES  /* C,K,R,S of a transposed convolution: for each of stride x stride
+               kinds of result pixels the taps that it sees, as K,R',S',C */
 };
 
 /* A constant on the device, in the form that some kernel wants. Kept while a
@@ -43,7 +44,8 @@ struct cuda_step {
     struct lib_plan *lib; /* or NULL: a kernel of ours */
     enum gpu_kernel kernel;
     enum mp_dtype type;            /* of the products */
-    int convert_x;                 /* to that type, first */
+    int convert_x;                 /* to that type, first; */
+    int widen;                     /* and to 8 channels, or a multiple */
     size_t x_at, w_at, b_at, work; /* in scratch: x so converted, weights and
                                       bias that are no constants; the
                                       library's */
@@ -91,6 +93,8 @@ int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
 /* The constant of input i in this form: the device's, or packed now. */
 int cuda_pack(const struct call *k, const struct mp_program *p, int i,
               enum form form, enum mp_dtype type);
+/* The next multiple of 8. */
+int64_t cuda_up_to_8(int64_t n);
 /* Lay weights w out in this form: what cuda_pack does to constants. */
 int cuda_form(const struct call *k, struct g_out y, struct g_in x,
               const struct mp_value *w, enum form form, int32_t stride,

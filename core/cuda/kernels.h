@@ -55,7 +55,8 @@ struct g_binary {
     int32_t multiply, act;
 };
 
-/* Rows of n elements, y_row and x_row elements apart. */
+/* Rows of n elements, y_row and x_row elements apart; widen_8: the rest of each
+ * row of y is zeros. */
 struct g_copy {
     struct g_out y;
     struct g_in x;
@@ -63,11 +64,12 @@ struct g_copy {
 };
 
 /* Weights as K,taps,C: y[k][ty][tx][c] =
- * x[first + k * k_step + ty * ty_step + tx * tx_step + c * c_step]. */
+ * x[first + k * k_step + ty * ty_step + tx * tx_step + c * c_step], or 0 from
+ * channel `have` on. */
 struct g_pack {
     struct g_out y;
     struct g_in x;
-    uint32_t k, ty, tx, c;
+    uint32_t k, ty, tx, c, have;
     int32_t first, k_step, ty_step, tx_step, c_step;
 };
 
@@ -97,9 +99,10 @@ struct g_rows {
     int32_t act;
 };
 
-/* x N,HW,C. part: N x splits x groups x {shift, sum, sum of squares} f32,
- * where split i has seen the positions i * HW / splits and on; the shift, a
- * value near the mean, is the same for all. In place. */
+/* x N,HW,C. part, for group_sum and group_apply: N x splits x groups x {the
+ * group's first value of the picture, mean less that, sum of squares around
+ * the mean} f32, where split i has seen the positions i * HW / splits and on.
+ * In place. */
 struct g_group {
     struct g_out y;
     struct g_in x, weight, bias;
@@ -141,13 +144,18 @@ struct g_conv {
  *     (or one times 8) element each
  *   geglu: likewise, of the result
  *   rows: a warp each row, GPU_ROWS rows a block
+ *   group: groups x N blocks of GPU_GROUP_THREADS; C / groups is a multiple
+ *     of the number at the end of the name, and no more than that number of
+ *     times GPU_GROUP_THREADS
  *   group_sum: splits x N blocks of GPU_THREADS; group_apply: any x N
  *   attention: a warp each query, GPU_ROWS queries a block, heads, N
- *   flash: GPU_FLASH_QUERIES queries a block, slices x heads, N
+ *   flash: GPU_FLASH_QUERIES queries a block (_2: twice as many), slices x
+ *     heads, N
  *   conv_thin: a warp each pixel, GPU_ROWS a block; K <= GPU_THIN
  *   conv_f32: tiles of 64 x 64, 256 threads
  *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
 #define GPU_THREADS       256
+#define GPU_GROUP_THREADS 512
 #define GPU_ROWS          8
 #define GPU_THIN          8
 #define GPU_FLASH_QUERIES 64
@@ -161,6 +169,7 @@ struct g_conv {
     X(binary_8, struct g_binary)                                               \
     X(copy, struct g_copy)                                                     \
     X(copy_8, struct g_copy)                                                   \
+    X(widen_8, struct g_copy)                                                  \
     X(pack, struct g_pack)                                                     \
     X(bilinear, struct g_spatial)                                              \
     X(bilinear_8, struct g_spatial)                                            \
@@ -177,17 +186,25 @@ struct g_conv {
     X(batch_norm, struct g_rows)                                               \
     X(softmax, struct g_rows)                                                  \
     X(argmax, struct g_rows)                                                   \
+    X(group, struct g_group)                                                   \
+    X(group_2, struct g_group)                                                 \
+    X(group_4, struct g_group)                                                 \
+    X(group_8, struct g_group)                                                 \
     X(group_sum, struct g_group)                                               \
     X(group_sum_8, struct g_group)                                             \
     X(group_apply, struct g_group)                                             \
     X(group_apply_8, struct g_group)                                           \
     X(attention, struct g_attention)                                           \
     X(flash_bf16_48, struct g_attention)                                       \
+    X(flash_bf16_48_2, struct g_attention)                                     \
     X(flash_bf16_80, struct g_attention)                                       \
+    X(flash_bf16_80_2, struct g_attention)                                     \
     X(flash_bf16_160, struct g_attention)                                      \
     X(flash_bf16_512, struct g_attention)                                      \
     X(flash_f16_48, struct g_attention)                                        \
+    X(flash_f16_48_2, struct g_attention)                                      \
     X(flash_f16_80, struct g_attention)                                        \
+    X(flash_f16_80_2, struct g_attention)                                      \
     X(flash_f16_160, struct g_attention)                                       \
     X(flash_f16_512, struct g_attention)                                       \
     X(conv_thin, struct g_conv)                                                \

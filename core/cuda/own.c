@@ -39,11 +39,16 @@ static const struct {
     uint32_t width, slice, keys; /* as in attention.cu */
     int wide;
     enum gpu_kernel bf16, f16;
+    enum gpu_kernel bf16_2, f16_2; /* for twice the queries, or the same */
 } flash[] = {
-    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48},
-    {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80},
-    {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160},
-    {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512},
+    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48, GPU_flash_bf16_48_2,
+     GPU_flash_f16_48_2},
+    {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80, GPU_flash_bf16_80_2,
+     GPU_flash_f16_80_2},
+    {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160, GPU_flash_bf16_160,
+     GPU_flash_f16_160},
+    {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512, GPU_flash_bf16_512,
+     GPU_flash_f16_512},
 };
 #define NFLASH (int)(sizeof flash / sizeof *flash)
 
@@ -84,7 +89,9 @@ static int attention(const struct call *k)
         .kv_batch = kv->dim[0] == 1 ? 0 : (uint32_t)(kv->dim[1] * kv->dim[2]),
         .scale = k->s->attr.scale,
     };
-    int i = flash_for(k);
+    int i = flash_for(k), bf16 = a.q.type == MP_BF16;
+    uint32_t queries = GPU_FLASH_QUERIES;
+    enum gpu_kernel kernel;
     size_t shared;
 
     if (i < 0)
@@ -94,8 +101,15 @@ static int attention(const struct call *k)
     shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
     if (flash[i].wide)
         shared += GPU_FLASH_QUERIES * (flash[i].width + 8);
-    return launch(k, a.q.type == MP_BF16 ? flash[i].bf16 : flash[i].f16,
-                  (a.t + GPU_FLASH_QUERIES - 1) / GPU_FLASH_QUERIES,
+    kernel = bf16 ? flash[i].bf16 : flash[i].f16;
+    if ((uint64_t)a.t * a.heads * a.n / (2 * queries) >=
+        gpu_processors(k->plan->device->gpu)) {
+        enum gpu_kernel more = bf16 ? flash[i].bf16_2 : flash[i].f16_2;
+
+        queries *= more == kernel ? 1 : 2;
+        kernel = more;
+    }
+    return launch(k, kernel, (a.t + queries - 1) / queries,
                   a.heads * ((a.d + flash[i].slice - 1) / flash[i].slice), a.n,
                   128, shared * sizeof(uint16_t), &a);
 }
@@ -117,27 +131,50 @@ static int attention_check(const struct call *k)
 
 /* ---- norms ---- */
 
-/* Parts that sums of a picture are taken in. The same for any batch, so that
- * a picture's result does not depend on its neighbours. */
+/* Groups of a small map are a block each. What that means depends on nothing
+ * but the picture, as do the parts that sums of a large one are taken in: so
+ * its result does not depend on its neighbours in the batch. */
+#define SMALL_MAP (1 << 20)
+
+static uint64_t per_picture(const struct mp_value *x)
+{
+    return x->count / (uint64_t)x->dim[0];
+}
+
+static int is_small(const struct call *k)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+
+    return per_picture(x) <= SMALL_MAP &&
+           last(x) / (uint32_t)k->s->attr.groups <= GPU_GROUP_THREADS;
+}
+
+static uint32_t between(uint64_t least, uint64_t v, uint64_t most)
+{
+    return (uint32_t)(v < least ? least : v > most ? most : v);
+}
+
 static uint32_t splits(const struct mp_value *x)
 {
-    uint64_t hw = rows(x) / (uint64_t)x->dim[0];
-    uint64_t n = hw * last(x) / 32768;
+    uint64_t n = per_picture(x);
 
-    n = n < 1 ? 1 : n > 64 ? 64 : n;
-    return (uint32_t)(n < hw ? n : hw);
+    return between(1, n / 16384, n / last(x) < 256 ? n / last(x) : 256);
 }
 
 static size_t group_norm_scratch(const struct call *k)
 {
     const struct mp_value *x = cuda_in_value(k, 0);
 
-    return (size_t)x->dim[0] * splits(x) * (size_t)k->s->attr.groups * 3 *
-           sizeof(float);
+    return is_small(k) ? 0
+                       : (size_t)x->dim[0] * splits(x) *
+                             (size_t)k->s->attr.groups * 3 * sizeof(float);
 }
 
 static int group_norm(const struct call *k)
 {
+    static const enum gpu_kernel whole[] = {
+        GPU_group_8, GPU_group, GPU_group_2, GPU_group,
+        GPU_group_4, GPU_group, GPU_group_2, GPU_group};
     const struct mp_value *x = cuda_in_value(k, 0);
     const struct g_group a = {
         .y = cuda_out(k),
@@ -153,17 +190,19 @@ static int group_norm(const struct call *k)
         .eps = k->s->attr.eps,
         .act = k->s->attr.act,
     };
-    uint32_t v = a.c % 8 ? 1 : 8;
-    /* Some 16 K elements a block: each reads all sums of its picture first. */
-    uint32_t blocks = (uint32_t)(((uint64_t)a.hw * a.c + 16383) / 16384);
-    int rc;
+    int by_8 = a.c % 8 == 0, rc;
+    size_t seats = GPU_THREADS * (by_8 ? 8 : 1);
+    /* Each block reads all sums of its picture first. */
+    uint32_t blocks = between(1, per_picture(x) / 16384, 512);
 
-    rc = launch(k, v == 8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
-                GPU_THREADS, (a.groups + 2 * GPU_THREADS * v) * sizeof(float),
-                &a);
+    if (is_small(k))
+        return launch(k, whole[a.c / a.groups % 8], a.groups, a.n, 1,
+                      GPU_GROUP_THREADS, 0, &a);
+    rc = launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
+                GPU_THREADS, 2 * seats * sizeof(float), &a);
     if (!rc)
-        rc = launch(k, v == 8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
-                    a.n, 1, GPU_THREADS, 3 * a.groups * sizeof(float), &a);
+        rc = launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks, a.n,
+                    1, GPU_THREADS, 3 * a.groups * sizeof(float), &a);
     return rc;
 }
 

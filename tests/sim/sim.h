@@ -110,6 +110,21 @@ uint16_t float_bf16(float v);
 float f16_float(uint16_t v);
 uint16_t float_f16(float v);
 
+static inline uint32_t two_bf16(float low, float high)
+{
+    return (uint32_t)float_bf16(high) << 16 | float_bf16(low);
+}
+
+static inline uint32_t two_f16(float low, float high)
+{
+    return (uint32_t)float_f16(high) << 16 | float_f16(low);
+}
+
+static inline float exp2_fast(float x)
+{
+    return exp2f(x);
+}
+
 /* ---- instructions of a warp ---- */
 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b);
