@@ -281,10 +281,10 @@ static double run_once(struct bench *b, const uint8_t **batch)
     struct mp_map *map = need(calloc((size_t)b->o.batch, sizeof *map));
     double began = now(), seconds;
 
-    check(mp_pipeline_network(b->pipeline, batch, (size_t)b->o.batch,
+    check(mp_pipeline_network(b->pipeline, 0, batch, (size_t)b->o.batch,
                               b->o.height, b->o.width, map, &err),
           &err);
-    check(mp_pipeline_wait(b->pipeline, UINT64_MAX, &err), &err);
+    check(mp_pipeline_wait(b->pipeline, 0, UINT64_MAX, &err), &err);
     seconds = now() - began;
     for (int i = 0; i < b->o.batch; i++)
         mp_map_free(&map[i]);

@@ -32,6 +32,14 @@ struct mp_opened {
     struct mp_shared_device *shared; /* NULL: o->device is one's own */
 };
 
+#define MP_DEVICES_MAX 16 /* of a pipeline */
+#define MP_DEVICE_NAME 40 /* bytes */
+
+/* The n devices that a configuration means: "cuda:0,2" is "cuda:0" and
+ * "cuda:2", "cuda:all" all that will do; anything else is one device. */
+int mp_device_names(char name[MP_DEVICES_MAX][MP_DEVICE_NAME], size_t *n,
+                    const char *text, struct mp_error *err);
+
 /* name: "auto" (the best that works here, saying at -v why others do not),
  * "cpu", "cuda", "cuda:N". Close with o->backend->close(o->device). */
 int mp_device_open(struct mp_opened *o, const char *name,

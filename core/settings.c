@@ -40,7 +40,8 @@ static const struct mp_option model_rows[] = {
 };
 static const struct mp_option compute_rows[] = {
     ROW(compute, backend, STRING, "auto", 0, 0, NULL, NULL,
-        "Where to compute: auto, cpu, cuda or cuda:N"),
+        "Where to compute: auto, cpu, cuda, cuda:N, several as cuda:N,N, or "
+        "cuda:all"),
     ROW(compute, precision, CHOICE, "auto", 0, 0, "auto fp32 tf32 bf16 fp16",
         NULL, "Of the network; auto is the fastest that is accurate here"),
     ROW(compute, threads, INT, "auto", 1, 4096, "auto", NULL,
