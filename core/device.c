@@ -134,7 +134,8 @@ static int is_open(const struct mp_shared_device *d,
                    const struct mp_device_conf *conf)
 {
     return d->arena.backend == backend && d->conf.index == conf->index &&
-           d->conf.threads == conf->threads && d->conf.tf32 == conf->tf32;
+           d->conf.threads == conf->threads && d->conf.tf32 == conf->tf32 &&
+           d->conf.autotune == conf->autotune;
 }
 
 /* The device of o->backend; all: NULL, or where to look for it first. */
@@ -226,10 +227,11 @@ void mp_devices_close(struct mp_devices *all, struct mp_opened *o)
 
 int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
                     const char *name, enum mp_precision precision, int threads,
-                    struct mp_error *err)
+                    int autotune, struct mp_error *err)
 {
     struct mp_device_conf conf = {.threads = threads,
-                                  .tf32 = precision == MP_PREC_TF32};
+                                  .tf32 = precision == MP_PREC_TF32,
+                                  .autotune = autotune};
     char base[32];
     int rc;
 
@@ -252,5 +254,5 @@ int mp_device_open(struct mp_opened *o, const char *name,
                    enum mp_precision precision, int threads,
                    struct mp_error *err)
 {
-    return mp_devices_open(NULL, o, name, precision, threads, err);
+    return mp_devices_open(NULL, o, name, precision, threads, 0, err);
 }

@@ -47,10 +47,11 @@ int mp_device_open(struct mp_opened *o, const char *name,
                    struct mp_error *err);
 
 /* Likewise, but a device that is open in `all` already, with as many threads
- * and as exact, is taken as it is. Its arena is o->shared->arena. */
+ * and as exact, and tuned or not, is taken as it is. Its arena is
+ * o->shared->arena. */
 int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
                     const char *name, enum mp_precision precision, int threads,
-                    struct mp_error *err);
+                    int autotune, struct mp_error *err);
 /* After o's sessions. What was never opened is fine. */
 void mp_devices_close(struct mp_devices *all, struct mp_opened *o);
 

@@ -228,7 +228,7 @@ static int open_devices(struct mp_pipeline *p, struct mp_error *err)
 
         u->of = p;
         rc = mp_devices_open(p->devices, &u->device, name[i], c->precision,
-                             c->threads, err);
+                             c->threads, c->autotune, err);
         p->nunit += !rc;
         if (!rc && u->device.dtype != p->unit->device.dtype)
             rc = mp_fail(err, MP_ENOTSUP,

@@ -33,9 +33,10 @@ struct mp_pipeline_conf { /* borrowed until close */
     const char *checkpoint; /* path that exists */
     const char *backend;    /* "auto", "cpu", "cuda:0,2", ...: device.h */
     enum mp_precision precision;
-    int threads; /* 0: all that the process may use */
-    int batch;   /* views that are best seen at once; 0: the device decides */
-    int strict;  /* nonzero: tensors that nothing uses are an error */
+    int threads;  /* 0: all that the process may use */
+    int autotune; /* GPUs: measure which of a library's ways is the fastest */
+    int batch;    /* views that are best seen at once; 0: the device decides */
+    int strict;   /* nonzero: tensors that nothing uses are an error */
     /* To share with other pipelines, see device.h; NULL: with none. */
     struct mp_devices *devices;
 };

@@ -49,6 +49,9 @@ static const struct mp_option compute_rows[] = {
     ROW(compute, batch, INT, "auto", 1, 1024, "auto", NULL,
         "Most views that the network sees at once; auto is 1 on a CPU, what "
         "fits on a GPU"),
+    ROW(compute, autotune, BOOL, "no", 0, 0, NULL, NULL,
+        "GPUs: measure which of a library's kernels is the fastest for each "
+        "layer, and keep that in ~/.cache/mpipe"),
     {0}
 };
 static const struct mp_option output_rows[] = {
@@ -539,6 +542,7 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
         .batch = s->compute.batch > 0 ? s->compute.batch : 0,
+        .autotune = s->compute.autotune,
         .strict = s->model.strict,
         .devices = devices,
     };

@@ -2,6 +2,7 @@
 
 # A test: one line here, and its one source. A shell test needs no Check.
 unit_tests = \
+	%reldir%/test_autotune \
 	%reldir%/test_base \
 	%reldir%/test_batch \
 	%reldir%/test_boxes \
@@ -37,6 +38,12 @@ shell_tests = \
 	%reldir%/options.sh \
 	%reldir%/seg.sh \
 	%reldir%/units.sh
+
+# Parts of a module, with a device of its own.
+%canon_reldir%_test_autotune_SOURCES = %reldir%/test_autotune.c \
+	core/cuda/choices.c core/cuda/choices.h core/cuda/lib.c core/cuda/lib.h
+%canon_reldir%_test_autotune_CPPFLAGS = $(AM_CPPFLAGS) \
+	-I$(srcdir)/%reldir%/sim
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
