@@ -250,6 +250,7 @@ static void enter(void)
     snprintf(messages, sizeof messages, "%s/messages", folder);
     ck_assert_ptr_nonnull(freopen(messages, "w", stderr));
     setenv("XDG_CACHE_HOME", folder, 1);
+    no_memory = broken = replays = sizes_vary = 0;
     memset(ways, 0, sizeof ways);
     ways[0] = (struct way){"slow", 3, FINE};
     ways[1] = (struct way){"fast", 1, FINE};
@@ -359,6 +360,14 @@ START_TEST(the_fastest_is_kept)
     ck_assert_int_eq(measured, 0);
     ck_assert_str_eq(content(), first);
     ck_assert_int_eq(told(""), 0);
+    /* Of each run, however many are measured at once. */
+    unlink(file);
+    ways[1].seconds = 1;
+    mp_log_set(MP_LOG_INFO);
+    ck_assert_str_eq(plan_at_start(), "fast");
+    ck_assert_int_eq(told("1000000.0 us, the library's first 3000000.0: fast"),
+                     1);
+    mp_log_set(MP_LOG_WARNING);
     /* And without autotune nothing is. */
     device = (struct gpu){.plans = NULL};
     ck_assert_str_eq(plan_of(&conv), "own");

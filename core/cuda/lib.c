@@ -137,8 +137,8 @@ static int measure(double *seconds, struct lib_plan *p, const struct ground *f,
             rc = gpu_mark(g, 1, err);
         if (!rc)
             rc = gpu_between(g, 0, 1, &one, err);
-        if (one < *seconds)
-            *seconds = one;
+        if (one / REPEAT < *seconds)
+            *seconds = one / REPEAT;
     }
     gpu_graph_free(graph);
     return rc;
@@ -146,15 +146,17 @@ static int measure(double *seconds, struct lib_plan *p, const struct ground *f,
 
 /* The fastest plan, made by its choice. What cannot be tried is out. */
 static int find_fastest(struct lib_plan **out, char best[CHOICE_BYTES],
-                        const struct lib_kind *kind, struct gpu *g,
-                        const struct lib_conv *c, struct mp_error *err)
+                        const char *key, const struct lib_kind *kind,
+                        struct gpu *g, const struct lib_conv *c,
+                        struct mp_error *err)
 {
     char choice[LIB_CHOICES][CHOICE_BYTES];
-    double least = HUGE_VAL, seconds;
+    double least = HUGE_VAL, first = NAN, seconds;
     struct ground f;
     size_t n = 0;
     int rc = kind->choices(choice, &n, g, c, err);
 
+    *out = NULL;
     if (!rc)
         rc = make_ground(&f, g, c, err);
     if (rc)
@@ -166,6 +168,8 @@ static int find_fastest(struct lib_plan **out, char best[CHOICE_BYTES],
         if (rc)
             continue;
         rc = measure(&seconds, p, &f, err);
+        if (!rc && i == 0)
+            first = seconds;
         if (!rc && seconds < least) {
             if (*out)
                 (*out)->free(*out);
@@ -177,7 +181,11 @@ static int find_fastest(struct lib_plan **out, char best[CHOICE_BYTES],
         }
     }
     gpu_free(g, f.at);
-    return *out ? 0 : rc;
+    if (!*out)
+        return rc;
+    mp_log(MP_LOG_INFO, "autotune", "%s: %.1f us, the library's first %.1f: %s",
+           key, 1e6 * least, 1e6 * first, best);
+    return 0;
 }
 
 /* As an earlier start has found, or as is found now; else as the library
@@ -197,7 +205,7 @@ static int tune(struct lib_plan **out, const struct lib_kind *kind,
         mp_log(MP_LOG_WARNING, "autotune",
                "%s: what was kept is of no use, and measured again: %s", key,
                why.text);
-    if (!find_fastest(out, best, kind, g, c, &why))
+    if (!find_fastest(out, best, key, kind, g, c, &why))
         return choices_add(g->choices, key, best, err);
     mp_log(MP_LOG_INFO, "autotune", "%s: not measured: %s", key, why.text);
     return kind->plan_new(out, g, c, NULL, err);
