@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "device.h"
 #include "job.h"
 #include "picture_job.h"
 #include "progress.h"
@@ -35,7 +36,7 @@ struct slot {
     struct mp_picture_job p;
 };
 
-/* A view that waits for the network. */
+/* A view that waits for the network of its picture's device. */
 struct look {
     size_t picture, view;
 };
@@ -66,6 +67,9 @@ struct run {
     size_t gone;  /* the last that was merged or has failed */
     double *each; /* network's seconds per picture */
     size_t neach;
+    double load[MP_DEVICES_MAX]; /* pixels of views, of each device so far */
+    size_t *late; /* pictures whose results are still to come, in order */
+    size_t nlate;
 };
 
 static int no_memory(struct mp_error *err)
@@ -260,7 +264,23 @@ static int remember_time(struct run *r, double seconds, struct mp_error *err)
     return 0;
 }
 
-/* Merge what has been seen of a picture; when that is all, have it written. */
+/* Have the results of a picture, and let threads write them. */
+static int settle(struct run *r, size_t picture, struct mp_error *err)
+{
+    struct slot *s = slot_of(r, picture);
+    int rc = mp_picture_job_settle(&s->p, r->job->pipeline);
+
+    if (rc) {
+        *err = s->p.err;
+        return rc;
+    }
+    rc = remember_time(r, s->p.network, err);
+    set_state(r, s, MERGED, 0);
+    return rc;
+}
+
+/* Merge what has been seen of a picture; when that is all, have it written, if
+ * need be later. */
 static int merge(struct run *r, size_t picture, struct mp_error *err)
 {
     struct slot *s = slot_of(r, picture);
@@ -278,14 +298,36 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
         return 0;
     r->merged = 1;
     r->gone = picture;
-    rc = mp_picture_job_settle(p, r->job->pipeline);
-    if (rc) {
-        *err = p->err;
-        return rc;
+    if (!p->ticket)
+        return settle(r, picture, err);
+    r->late[r->nlate++] = picture;
+    return 0;
+}
+
+/* Of the first n late pictures those of this device, or all: so the device is
+ * at work on what came after them. */
+static int settle_first(struct run *r, size_t n, size_t device,
+                        struct mp_error *err)
+{
+    size_t kept = 0;
+    int rc = 0;
+
+    for (size_t i = 0; i < r->nlate; i++) {
+        size_t picture = r->late[i];
+
+        if (!rc && i < n &&
+            (device == SIZE_MAX || slot_of(r, picture)->p.device == device))
+            rc = settle(r, picture, err);
+        else
+            r->late[kept++] = picture;
     }
-    rc = remember_time(r, p->network, err);
-    set_state(r, s, MERGED, 0);
+    r->nlate = kept;
     return rc;
+}
+
+static int settle_all(struct run *r, struct mp_error *err)
+{
+    return settle_first(r, r->nlate, SIZE_MAX, err);
 }
 
 /* Have these views seen, all of one size. */
@@ -353,14 +395,16 @@ static int same_size(const struct run *r, const struct look *a,
     const struct mp_view *v = &slot_of(r, a->picture)->p.view[a->view];
     const struct mp_view *w = &slot_of(r, b->picture)->p.view[b->view];
 
-    return v->w == w->w && v->h == w->h;
+    return v->w == w->w && v->h == w->h &&
+           slot_of(r, a->picture)->p.device == slot_of(r, b->picture)->p.device;
 }
 
 /* Views of this one's size that go together. */
 static size_t batch_of(const struct run *r, const struct look *a)
 {
-    const struct mp_view *v = &slot_of(r, a->picture)->p.view[a->view];
-    size_t n = mp_pipeline_batch(r->job->pipeline, v->h, v->w);
+    const struct mp_picture_job *p = &slot_of(r, a->picture)->p;
+    const struct mp_view *v = &p->view[a->view];
+    size_t n = mp_pipeline_batch(r->job->pipeline, p->device, v->h, v->w);
 
     return n < r->batch ? n : r->batch;
 }
@@ -379,6 +423,7 @@ static int is_full(const struct run *r, size_t first)
 static int run_like(struct run *r, size_t first, struct mp_error *err)
 {
     struct look like = r->look[first], *some;
+    size_t device = slot_of(r, like.picture)->p.device, late = r->nlate;
     size_t n = 0, kept = first, most = batch_of(r, &like);
     int rc;
 
@@ -394,7 +439,7 @@ static int run_like(struct run *r, size_t first, struct mp_error *err)
     r->nlook = kept;
     rc = run_some(r, some, n, err);
     free(some);
-    return rc;
+    return rc ? rc : settle_first(r, late, device, err);
 }
 
 /* Full batches; then what has waited for the whole window before `picture`. */
@@ -415,10 +460,21 @@ static int run_due(struct run *r, size_t picture, struct mp_error *err)
     return rc;
 }
 
+/* Pictures go to the device that has had the least to see. */
+static void choose_device(struct run *r, struct mp_picture_job *p)
+{
+    for (size_t i = 1; i < mp_pipeline_devices(r->job->pipeline); i++)
+        if (r->load[i] < r->load[p->device])
+            p->device = i;
+    for (size_t i = 0; i < p->nview; i++)
+        r->load[p->device] += (double)p->view[i].w * p->view[i].h;
+}
+
 static int add_looks(struct run *r, size_t picture, struct mp_error *err)
 {
     size_t n = slot_of(r, picture)->p.nview;
 
+    choose_device(r, &slot_of(r, picture)->p);
     if (r->nlook + n > r->look_cap) {
         struct look *more = realloc(r->look, (r->nlook + n) * sizeof *more);
 
@@ -433,6 +489,16 @@ static int add_looks(struct run *r, size_t picture, struct mp_error *err)
 }
 
 /* ---- the main thread ---- */
+
+static int is_loaded(struct run *r, size_t picture)
+{
+    int yes;
+
+    pthread_mutex_lock(&r->lock);
+    yes = picture < r->nloaded && slot_of(r, picture)->state == LOADED;
+    pthread_mutex_unlock(&r->lock);
+    return yes;
+}
 
 /* Wait until this picture has been loaded; 0: the run is to end. */
 static int wait_for(struct run *r, size_t picture)
@@ -476,9 +542,14 @@ static int feed(struct run *r, struct mp_error *err)
 {
     int rc = 0;
 
-    for (size_t k = 0; k < r->ntodo && !rc && wait_for(r, k); k++) {
+    for (size_t k = 0; k < r->ntodo && !rc; k++) {
         struct slot *s = slot_of(r, k);
 
+        /* while there is nothing to see, results are not kept waiting */
+        if (!is_loaded(r, k))
+            rc = settle_all(r, err);
+        if (rc || !wait_for(r, k))
+            break;
         if (s->rc) {
             set_state(r, s, READY, s->rc);
             continue;
@@ -497,7 +568,7 @@ static int feed(struct run *r, struct mp_error *err)
         if (r->nlook)
             rc = run_like(r, 0, err);
     }
-    return rc;
+    return rc ? rc : settle_all(r, err);
 }
 
 /* ---- beginning and end ---- */
@@ -518,11 +589,12 @@ static int start_threads(struct run *r, struct mp_error *err)
     want = want < 2 ? 2 : want > THREADS_MAX ? THREADS_MAX : want;
     if (r->job->client)
         want = THREADS_MAX; /* they wait, most of the time */
-    r->batch = mp_pipeline_batch(r->job->pipeline, 0, 0);
-    r->window = 2 * r->batch;
+    r->batch = mp_pipeline_batch(r->job->pipeline, 0, 0, 0);
+    r->window = 2 * r->batch * mp_pipeline_devices(r->job->pipeline);
     r->nring = r->window + (size_t)want + 1;
     r->ring = calloc(r->nring, sizeof *r->ring);
-    if (!r->ring)
+    r->late = calloc(r->nring, sizeof *r->late);
+    if (!r->ring || !r->late)
         return no_memory(err);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -681,5 +753,6 @@ int mp_job_run(const struct mp_job *job, struct mp_counts *counts,
     free(r.todo);
     free(r.look);
     free(r.each);
+    free(r.late);
     return rc;
 }

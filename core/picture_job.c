@@ -261,8 +261,9 @@ int mp_picture_job_see(const struct mp_look *look, size_t n,
         rc = px[i] ? 0 : no_memory(err);
     }
     if (!rc)
-        rc = mp_pipeline_network(pipeline, (const uint8_t *const *)px, n, v->h,
-                                 v->w, map, err);
+        rc = mp_pipeline_network(pipeline, look->p->device,
+                                 (const uint8_t *const *)px, n, v->h, v->w, map,
+                                 err);
     for (size_t i = 0; i < n && !rc; i++) {
         look[i].p->network += (network_seconds(pipeline) - began) / (double)n;
         look[i].p->map[look[i].view] = map[i];
@@ -305,7 +306,8 @@ static int merge_group(struct mp_picture_job *p, const struct mp_settings *s,
     char name[256];
     struct mp_image img = mp_picture_job_image(p, name);
     size_t first = p->nmerged;
-    struct mp_group q = {.img = &img,
+    struct mp_group q = {.device = p->device,
+                         .img = &img,
                          .view = p->view + first,
                          .map = p->map + first,
                          .nview = n,
@@ -320,11 +322,10 @@ static int merge_group(struct mp_picture_job *p, const struct mp_settings *s,
 }
 
 /* A map that is to be written, or is the result. */
-static int keep_map(struct mp_picture_job *p, size_t view,
-                    struct mp_pipeline *pipeline)
+static int keep_map(struct mp_picture_job *p, size_t view)
 {
     uint64_t ticket;
-    int rc = mp_pipeline_fetch(pipeline, &p->map[view], &ticket, &p->err);
+    int rc = mp_pipeline_fetch(&p->map[view], &ticket, &p->err);
 
     p->ticket = ticket > p->ticket ? ticket : p->ticket;
     return rc;
@@ -343,7 +344,7 @@ int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
             rc = merge_group(p, s, pipeline, n);
         for (; n && !rc; n--, p->nmerged++)
             if (keep)
-                rc = keep_map(p, p->nmerged, pipeline);
+                rc = keep_map(p, p->nmerged);
             else
                 mp_map_free(&p->map[p->nmerged]);
     }
@@ -354,7 +355,9 @@ int mp_picture_job_settle(struct mp_picture_job *p,
                           struct mp_pipeline *pipeline)
 {
     double began = network_seconds(pipeline);
-    int rc = p->ticket ? mp_pipeline_wait(pipeline, p->ticket, &p->err) : 0;
+    int rc = p->ticket
+                 ? mp_pipeline_wait(pipeline, p->device, p->ticket, &p->err)
+                 : 0;
 
     p->ticket = 0;
     p->network += network_seconds(pipeline) - began;

@@ -23,7 +23,8 @@ struct mp_picture_job {
     size_t nscaled;
     struct mp_box *box;
     size_t nbox;
-    char *id; /* JSON */
+    char *id;      /* JSON */
+    size_t device; /* that sees it */
     struct mp_view *view;
     struct mp_map *map; /* of each view, from when the network has seen it
                            until its group is merged, or to the end */
@@ -49,7 +50,8 @@ uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
 /* Failures that are the picture's: too large for the memory, a shape that an
  * op refuses. All others are the device's. */
 int mp_is_of_picture(int rc);
-/* Have the network look at these views, all of one size. */
+/* Have the network look at these views, all of one size, pictures of one
+ * device. */
 struct mp_look {
     struct mp_picture_job *p;
     size_t view;

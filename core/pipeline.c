@@ -31,21 +31,28 @@ struct fit {
     int halved; /* more did not fit */
 };
 
+/* One of the devices. */
+struct unit {
+    struct mp_pipeline *of;
+    struct mp_opened device;
+    struct cached network[KEPT], merge[KEPT];
+    struct fit fit[SIZES]; /* the latest, and which is the next to go */
+    size_t nfit;
+};
+
 struct mp_pipeline {
     struct mp_pipeline_conf conf;
     const char *variant; /* text of mp_pipeline_use */
     struct mp_weights *weights;
     struct mp_devices *devices, own;
-    struct mp_opened device;
+    struct unit unit[MP_DEVICES_MAX];
+    size_t nunit; /* 0: elsewhere */
     struct mp_arch arch;
-    struct cached network[KEPT], merge[KEPT];
-    struct fit fit[SIZES]; /* the latest, and which is the next to go */
-    size_t nfit;
     uint64_t clock;
     struct mp_pipeline_times times;
     int profile;
-    char backend_text[256], network_text[256];
-    char *device_text, *precision_text; /* elsewhere; else NULL */
+    char backend_text[256], network_text[256], device_text[160];
+    char *precision_text; /* elsewhere; else NULL */
 };
 
 static double now(void)
@@ -65,7 +72,7 @@ static int is_hit(const struct cached *c, const void *key, size_t bytes)
 
 /* The session of this key, or else the place for it: the least recently
  * used one's. */
-static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
+static struct cached *look_up(struct unit *u, struct cached *cache,
                               const void *key, size_t bytes)
 {
     struct cached *oldest = &cache[0];
@@ -74,7 +81,7 @@ static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
         struct cached *c = &cache[i];
 
         if (is_hit(c, key, bytes)) {
-            c->used = ++p->clock;
+            c->used = ++u->of->clock;
             return c;
         }
         if (c->used < oldest->used)
@@ -102,10 +109,9 @@ static struct cached *look_like(struct cached *cache, const struct mp_graph *g)
 
 /* Take the key, and g in any case. *at, the place of the least recently used
  * session, becomes that of g's, which is compiled if need be. */
-static int remember(struct mp_pipeline *p, struct cached *cache,
-                    struct cached **at, struct mp_graph *g,
-                    enum mp_dtype precision, const void *key, size_t bytes,
-                    struct mp_error *err)
+static int remember(struct unit *u, struct cached *cache, struct cached **at,
+                    struct mp_graph *g, enum mp_dtype precision,
+                    const void *key, size_t bytes, struct mp_error *err)
 {
     struct cached *like = look_like(cache, g), fresh = {.graph = g};
     double began = now();
@@ -123,18 +129,18 @@ static int remember(struct mp_pipeline *p, struct cached *cache,
         like->session = rc ? like->session : NULL;
     } else if (!rc) {
         /* the old one goes after: what both have packed is kept */
-        rc = mp_session_new(&fresh.session, &p->device.shared->arena, g,
+        rc = mp_session_new(&fresh.session, &u->device.shared->arena, g,
                             precision, err);
-        p->times.compile += now() - began;
+        u->of->times.compile += now() - began;
     }
     if (rc) {
         forget(&fresh);
         return rc;
     }
     forget(*at);
-    fresh.used = ++p->clock;
+    fresh.used = ++u->of->clock;
     **at = fresh;
-    mp_session_profile(fresh.session, p->profile);
+    mp_session_profile(fresh.session, u->of->profile);
     return 0;
 }
 
@@ -210,6 +216,50 @@ static int load(struct mp_pipeline *p, struct mp_error *err)
     return check_weights(p, err);
 }
 
+static int open_devices(struct mp_pipeline *p, struct mp_error *err)
+{
+    const struct mp_pipeline_conf *c = &p->conf;
+    char name[MP_DEVICES_MAX][MP_DEVICE_NAME];
+    size_t n = 0;
+    int rc = mp_device_names(name, &n, c->backend, err);
+
+    for (size_t i = 0; i < n && !rc; i++) {
+        struct unit *u = &p->unit[i];
+
+        u->of = p;
+        rc = mp_devices_open(p->devices, &u->device, name[i], c->precision,
+                             c->threads, c->autotune, err);
+        p->nunit += !rc;
+        if (!rc && u->device.dtype != p->unit->device.dtype)
+            rc = mp_fail(err, MP_ENOTSUP,
+                         "%s is best in %s, %s in %s: set [compute] precision",
+                         name[0], mp_dtype_name(p->unit->device.dtype), name[i],
+                         mp_dtype_name(u->device.dtype));
+    }
+    return rc;
+}
+
+/* "NVIDIA H200", "2 x NVIDIA H200", or all of them where they differ. */
+static void describe_devices(struct mp_pipeline *p)
+{
+    const char *first = p->unit->device.info.name;
+    size_t n = p->nunit, at = 0, room = sizeof p->device_text;
+    int differ = 0;
+
+    for (size_t i = 1; i < n; i++)
+        differ |= strcmp(p->unit[i].device.info.name, first) != 0;
+    if (n == 1)
+        snprintf(p->device_text, room, "%s", first);
+    else if (!differ)
+        snprintf(p->device_text, room, "%zu x %s", n, first);
+    for (size_t i = 0; differ && i < n && at < room; i++)
+        at += (size_t)snprintf(p->device_text + at, room - at, "%s%s",
+                               i ? "; " : "", p->unit[i].device.info.name);
+    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
+             p->unit->device.backend->name, p->device_text,
+             mp_pipeline_precision(p));
+}
+
 int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
                      struct mp_error *err)
 {
@@ -224,17 +274,14 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
     p->devices = c->devices ? c->devices : &p->own;
     rc = c->head->check ? c->head->check(c->head_conf, err) : 0;
     if (!rc)
-        rc = mp_devices_open(p->devices, &p->device, c->backend, c->precision,
-                             c->threads, err);
+        rc = open_devices(p, err);
     if (!rc)
         rc = load(p, err);
     if (rc) {
         mp_pipeline_close(p);
         return rc;
     }
-    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
-             p->device.backend->name, p->device.info.name,
-             mp_pipeline_precision(p));
+    describe_devices(p);
     p->times.load = now() - began;
     *out = p;
     return 0;
@@ -246,14 +293,13 @@ int mp_pipeline_elsewhere(struct mp_pipeline **out, const char *backend,
 {
     struct mp_pipeline *p = calloc(1, sizeof *p);
 
-    if (p) {
-        p->device_text = strdup(device);
+    if (p)
         p->precision_text = strdup(precision);
-    }
-    if (!p || !p->device_text || !p->precision_text) {
+    if (!p || !p->precision_text) {
         mp_pipeline_close(p);
         return mp_fail(err, MP_ENOMEM, "out of memory");
     }
+    snprintf(p->device_text, sizeof p->device_text, "%s", device);
     snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s", backend,
              device, precision);
     snprintf(p->network_text, sizeof p->network_text, "%s", network);
@@ -265,13 +311,16 @@ void mp_pipeline_close(struct mp_pipeline *p)
 {
     if (!p)
         return;
-    for (int i = 0; i < KEPT; i++) {
-        forget(&p->network[i]);
-        forget(&p->merge[i]);
+    while (p->nunit) {
+        struct unit *u = &p->unit[--p->nunit];
+
+        for (int i = 0; i < KEPT; i++) {
+            forget(&u->network[i]);
+            forget(&u->merge[i]);
+        }
+        mp_devices_close(p->devices, &u->device);
     }
-    mp_devices_close(p->devices, &p->device);
     mp_weights_close(p->weights);
-    free(p->device_text);
     free(p->precision_text);
     free(p);
 }
@@ -311,7 +360,7 @@ static size_t bytes_of(const struct mp_tensor *t)
 }
 
 /* Room for the first output of a session. */
-static int make_map(struct mp_map *m, struct mp_pipeline *p,
+static int make_map(struct mp_map *m, struct unit *u,
                     const struct mp_session *s, struct mp_error *err)
 {
     struct mp_tensor t;
@@ -319,18 +368,18 @@ static int make_map(struct mp_map *m, struct mp_pipeline *p,
     mp_session_output(s, 0, &t);
     *m = (struct mp_map){.ndim = t.ndim};
     memcpy(m->dim, t.dim, sizeof m->dim);
-    return mp_held_new(&m->held, &p->device.shared->arena, bytes_of(&t), err);
+    return mp_held_new(&m->held, &u->device.shared->arena, bytes_of(&t), err);
 }
 
-int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *m, uint64_t *ticket,
-                      struct mp_error *err)
+int mp_pipeline_fetch(struct mp_map *m, uint64_t *ticket, struct mp_error *err)
 {
     size_t bytes = (size_t)mp_shape_count(m->ndim, m->dim) * sizeof *m->host;
+    const struct mp_arena *a = mp_held_arena(m->held);
 
     *ticket = 0;
     if (m->host)
         return 0;
-    if (p->device.backend->host) {
+    if (a->backend->host) {
         m->host = (float *)(uintptr_t)place_of(m);
         return 0;
     }
@@ -338,15 +387,19 @@ int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *m, uint64_t *ticket,
     if (!m->host)
         return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
     m->copied = 1;
-    return p->device.backend->get(p->device.device, m->host, place_of(m), bytes,
-                                  ticket, err);
+    return a->backend->get(a->device, m->host, place_of(m), bytes, ticket, err);
 }
 
-int mp_pipeline_wait(struct mp_pipeline *p, uint64_t ticket,
+static int wait_for(struct unit *u, uint64_t ticket, struct mp_error *err)
+{
+    return u->device.backend->wait(u->device.device, ticket, err);
+}
+
+int mp_pipeline_wait(struct mp_pipeline *p, size_t device, uint64_t ticket,
                      struct mp_error *err)
 {
     double began = now();
-    int rc = p->device.backend->wait(p->device.device, ticket, err);
+    int rc = wait_for(&p->unit[device], ticket, err);
 
     p->times.network += now() - began;
     return rc;
@@ -367,18 +420,19 @@ static void *network_key(size_t *bytes, const struct mp_pipeline *p,
     return key;
 }
 
-static int network_session(struct mp_pipeline *p, struct cached **c, int64_t n,
+static int network_session(struct unit *u, struct cached **c, int64_t n,
                            int64_t h, int64_t w, struct mp_error *err)
 {
+    struct mp_pipeline *p = u->of;
     size_t bytes = 0;
     void *key = network_key(&bytes, p, (int64_t[]){n, h, w}, 3);
     struct mp_graph *g;
     int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
-    *c = key ? look_up(p, p->network, key, bytes) : NULL;
+    *c = key ? look_up(u, u->network, key, bytes) : NULL;
     if (!rc && !is_hit(*c, key, bytes)) {
         g = network_graph(p, n, h, w);
-        rc = g ? remember(p, p->network, c, g, p->device.dtype, key, bytes, err)
+        rc = g ? remember(u, u->network, c, g, u->device.dtype, key, bytes, err)
                : mp_fail(err, MP_ENOMEM, "out of memory");
     }
     free(key);
@@ -391,23 +445,23 @@ static size_t most_of(const struct mp_pipeline *p)
 {
     if (p->conf.batch > 0)
         return (size_t)p->conf.batch;
-    return p->device.backend && !p->device.backend->host ? MOST : 1;
+    return p->nunit && !p->unit->device.backend->host ? MOST : 1;
 }
 
-static int has_session(const struct mp_pipeline *p)
+static int has_session(const struct unit *u)
 {
     for (int i = 0; i < KEPT; i++)
-        if (p->network[i].session)
+        if (u->network[i].session)
             return 1;
     return 0;
 }
 
-static int size_of(struct mp_session_size *out, struct mp_pipeline *p,
-                   int64_t n, int32_t h, int32_t w)
+static int size_of(struct mp_session_size *out, struct unit *u, int64_t n,
+                   int32_t h, int32_t w)
 {
-    struct mp_graph *g = network_graph(p, n, h, w);
-    int rc = g ? mp_session_size(out, &p->device.shared->arena, g,
-                                 p->device.dtype, NULL)
+    struct mp_graph *g = network_graph(u->of, n, h, w);
+    int rc = g ? mp_session_size(out, &u->device.shared->arena, g,
+                                 u->device.dtype, NULL)
                : MP_ENOMEM;
 
     mp_graph_free(g);
@@ -417,18 +471,18 @@ static int size_of(struct mp_session_size *out, struct mp_pipeline *p,
 /* Of the memory that is free, or will be when the arena grows, a fifth is left
  * alone. A batch takes of it its part of the arena, and its maps: those of the
  * batch before are still there, and pixels take no more than those. */
-static size_t count_fitting(struct mp_pipeline *p, int32_t h, int32_t w)
+static size_t count_fitting(struct unit *u, int32_t h, int32_t w)
 {
-    struct mp_arena *a = &p->device.shared->arena;
+    struct mp_arena *a = &u->device.shared->arena;
     struct mp_session_size one, two;
     struct mp_device_memory m;
     double room, each;
 
-    if (size_of(&one, p, 1, h, w) || size_of(&two, p, 2, h, w) ||
+    if (size_of(&one, u, 1, h, w) || size_of(&two, u, 2, h, w) ||
         a->backend->memory(a->device, &m, NULL) || !m.total)
         return 1; /* what is wrong shows when it runs */
     room = ((double)m.free + (double)mp_arena_idle(a)) * 0.8;
-    if (!has_session(p))
+    if (!has_session(u))
         room -= (double)one.constants;
     each = (double)two.arena - (double)one.arena + 3 * (double)one.outputs;
     room -= (double)one.arena + 3 * (double)one.outputs;
@@ -437,40 +491,42 @@ static size_t count_fitting(struct mp_pipeline *p, int32_t h, int32_t w)
     return room / each < MOST - 1 ? 1 + (size_t)(room / each) : MOST;
 }
 
-static struct fit *fit_of(struct mp_pipeline *p, int32_t h, int32_t w)
+static struct fit *fit_of(struct unit *u, int32_t h, int32_t w)
 {
     struct fit *f;
 
     for (size_t i = 0; i < SIZES; i++)
-        if (p->fit[i].n && p->fit[i].h == h && p->fit[i].w == w)
-            return &p->fit[i];
-    f = &p->fit[p->nfit++ % SIZES];
-    *f = (struct fit){.h = h, .w = w, .n = most_of(p)};
-    if (p->conf.batch <= 0 && f->n > 1) {
-        f->n = count_fitting(p, h, w);
+        if (u->fit[i].n && u->fit[i].h == h && u->fit[i].w == w)
+            return &u->fit[i];
+    f = &u->fit[u->nfit++ % SIZES];
+    *f = (struct fit){.h = h, .w = w, .n = most_of(u->of)};
+    if (u->of->conf.batch <= 0 && f->n > 1) {
+        f->n = count_fitting(u, h, w);
         mp_log(MP_LOG_INFO, "batch", "%zu views of %d x %d at once", f->n,
                (int)w, (int)h);
     }
     return f;
 }
 
-size_t mp_pipeline_batch(struct mp_pipeline *p, int32_t h, int32_t w)
+size_t mp_pipeline_batch(struct mp_pipeline *p, size_t device, int32_t h,
+                         int32_t w)
 {
-    return h && w ? fit_of(p, h, w)->n : most_of(p);
+    return h && w ? fit_of(&p->unit[device], h, w)->n : most_of(p);
 }
 
 /* ---- the network ---- */
 
 /* All views side by side on the device. */
-static int put_views(struct mp_map *pixels, struct mp_pipeline *p,
+static int put_views(struct mp_map *pixels, struct unit *u,
                      const uint8_t *const *view, size_t n, size_t one,
                      struct mp_error *err)
 {
-    int rc = mp_held_new(&pixels->held, &p->device.shared->arena, n * one, err);
+    const struct mp_opened *o = &u->device;
+    int rc = mp_held_new(&pixels->held, &o->shared->arena, n * one, err);
 
     for (size_t i = 0; i < n && !rc; i++)
-        rc = p->device.backend->put(
-            p->device.device, place_of(pixels) + i * one, view[i], one, err);
+        rc = o->backend->put(o->device, place_of(pixels) + i * one, view[i],
+                             one, err);
     return rc;
 }
 
@@ -488,22 +544,23 @@ static void share_out(struct mp_map *map, size_t n, const struct mp_map *all)
     }
 }
 
-static int run_network(struct mp_pipeline *p, const uint8_t *const *view,
-                       size_t n, int32_t h, int32_t w, struct mp_map *map,
+static int run_network(struct unit *u, const uint8_t *const *view, size_t n,
+                       int32_t h, int32_t w, struct mp_map *map,
                        struct mp_error *err)
 {
     struct mp_map pixels = {.held = NULL}, all = {.held = NULL};
+    struct mp_pipeline_times *times = &u->of->times;
     struct cached *c;
     uint64_t none;
     double began;
-    int rc = network_session(p, &c, (int64_t)n, h, w, err);
+    int rc = network_session(u, &c, (int64_t)n, h, w, err);
 
     if (rc)
         return rc;
     began = now();
-    rc = put_views(&pixels, p, view, n, (size_t)h * (size_t)w * 3, err);
+    rc = put_views(&pixels, u, view, n, (size_t)h * (size_t)w * 3, err);
     if (!rc)
-        rc = make_map(&all, p, c->session, err);
+        rc = make_map(&all, u, c->session, err);
     if (!rc)
         rc = mp_session_start(
             c->session, &(struct mp_operand){.at = place_of(&pixels)},
@@ -512,29 +569,29 @@ static int run_network(struct mp_pipeline *p, const uint8_t *const *view,
         share_out(map, n, &all);
     mp_map_free(&pixels);
     mp_map_free(&all);
-    p->times.network += now() - began;
-    p->times.views += rc ? 0 : n;
-    p->times.runs += !rc;
+    times->network += now() - began;
+    times->views += rc ? 0 : n;
+    times->runs += !rc;
     return rc;
 }
 
 /* All that can be had again, but for the network's weights. */
-static void give_back(struct mp_pipeline *p)
+static void give_back(struct unit *u)
 {
     for (int i = 0; i < KEPT; i++)
-        forget(&p->merge[i]);
-    mp_arena_free(&p->device.shared->arena);
+        forget(&u->merge[i]);
+    mp_arena_free(&u->device.shared->arena);
 }
 
 /* n did not fit; 0: it has been tried with less before. */
-static int halve(struct mp_pipeline *p, struct fit *f, size_t n,
+static int halve(struct unit *u, struct fit *f, size_t n,
                  const struct mp_error *why)
 {
     int go = !f->halved && n > 1;
 
     f->n = go ? (n + 1) / 2 : 1;
     f->halved = 1;
-    give_back(p);
+    give_back(u);
     if (n > 1)
         mp_log(MP_LOG_WARNING, "batch",
                "of views of %d x %d %zu do not fit, %zu from now on: %s",
@@ -542,11 +599,12 @@ static int halve(struct mp_pipeline *p, struct fit *f, size_t n,
     return go;
 }
 
-int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_map *map,
-                        struct mp_error *err)
+int mp_pipeline_network(struct mp_pipeline *p, size_t device,
+                        const uint8_t *const *view, size_t n, int32_t h,
+                        int32_t w, struct mp_map *map, struct mp_error *err)
 {
-    struct fit *f = fit_of(p, h, w);
+    struct unit *u = &p->unit[device];
+    struct fit *f = fit_of(u, h, w);
     size_t at = 0;
     int rc = 0;
 
@@ -554,10 +612,10 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
         size_t part = f->halved && f->n < n - at ? f->n : n - at;
         struct mp_error why = {0};
 
-        rc = run_network(p, view + at, part, h, w, map + at, &why);
+        rc = run_network(u, view + at, part, h, w, map + at, &why);
         if (!rc)
             at += part;
-        else if (rc == MP_ENOMEM && halve(p, f, part, &why))
+        else if (rc == MP_ENOMEM && halve(u, f, part, &why))
             rc = 0;
         else if (err)
             *err = why;
@@ -566,6 +624,8 @@ int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
         mp_map_free(&map[--at]);
     return rc;
 }
+
+/* ---- merging ---- */
 
 /* What a merge depends on, as bytes to compare; free it. */
 static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
@@ -594,10 +654,11 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     return key;
 }
 
-static int merge_session(struct mp_pipeline *p, struct cached **c,
+static int merge_session(struct unit *u, struct cached **c,
                          const struct mp_group *q, const struct mp_map *sum,
                          const void *key, size_t bytes, struct mp_error *err)
 {
+    const struct mp_pipeline *p = u->of;
     struct mp_graph *g = mp_graph_new(p->weights);
     mp_node *out = calloc(q->nview, sizeof *out);
     struct mp_merge m = {.img = q->img,
@@ -618,7 +679,7 @@ static int merge_session(struct mp_pipeline *p, struct cached **c,
 
         if (q->nth + 1 < q->count)
             mp_output(g, "sum", next);
-        rc = remember(p, p->merge, c, g, MP_F32, key, bytes, err);
+        rc = remember(u, u->merge, c, g, MP_F32, key, bytes, err);
         g = NULL;
     }
     mp_graph_free(g);
@@ -649,7 +710,7 @@ static int make_results(struct mp_answer *a, struct mp_operand *out,
     return 0;
 }
 
-static int run_merge(struct mp_pipeline *p, struct mp_session *s,
+static int run_merge(struct unit *u, struct mp_session *s,
                      const struct mp_group *q, struct mp_answer *a,
                      uint64_t *ticket, struct mp_error *err)
 {
@@ -664,8 +725,8 @@ static int run_merge(struct mp_pipeline *p, struct mp_session *s,
     if (!rc && a->sum.held)
         in[q->nview].at = place_of(&a->sum);
     if (!rc)
-        rc = is_last ? make_results(a, out, p, s, err)
-                     : make_map(&next, p, s, err);
+        rc = is_last ? make_results(a, out, u->of, s, err)
+                     : make_map(&next, u, s, err);
     if (!rc && !is_last)
         out[0].at = place_of(&next);
     if (!rc)
@@ -673,7 +734,7 @@ static int run_merge(struct mp_pipeline *p, struct mp_session *s,
     mp_map_free(&a->sum);
     a->sum = next;
     if (rc) { /* what was begun must not meet memory that is gone */
-        mp_pipeline_wait(p, UINT64_MAX, NULL);
+        wait_for(u, UINT64_MAX, NULL);
         mp_answer_free(a);
     }
     free(in);
@@ -684,20 +745,21 @@ int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
                       struct mp_answer *a, uint64_t *ticket,
                       struct mp_error *err)
 {
+    struct unit *u = &p->unit[q->device];
     size_t bytes = 0;
     void *key = merge_key(&bytes, p, q, &a->sum);
-    struct cached *c = key ? look_up(p, p->merge, key, bytes) : NULL;
+    struct cached *c = key ? look_up(u, u->merge, key, bytes) : NULL;
     double began;
     int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
     *ticket = 0;
     if (c && !is_hit(c, key, bytes))
-        rc = merge_session(p, &c, q, &a->sum, key, bytes, err);
+        rc = merge_session(u, &c, q, &a->sum, key, bytes, err);
     free(key);
     if (rc)
         return rc;
     began = now();
-    rc = run_merge(p, c->session, q, a, ticket, err);
+    rc = run_merge(u, c->session, q, a, ticket, err);
     p->times.merge += now() - began;
     return rc;
 }
@@ -711,7 +773,7 @@ const char *mp_pipeline_backend(const struct mp_pipeline *p)
 
 const char *mp_pipeline_device(const struct mp_pipeline *p)
 {
-    return p->device_text ? p->device_text : p->device.info.name;
+    return p->device_text;
 }
 
 const char *mp_pipeline_precision(const struct mp_pipeline *p)
@@ -720,9 +782,9 @@ const char *mp_pipeline_precision(const struct mp_pipeline *p)
         return p->precision_text;
     if (p->conf.precision == MP_PREC_TF32)
         return "tf32";
-    return p->device.dtype == MP_BF16  ? "bf16"
-           : p->device.dtype == MP_F16 ? "fp16"
-                                       : "fp32";
+    return p->unit->device.dtype == MP_BF16  ? "bf16"
+           : p->unit->device.dtype == MP_F16 ? "fp16"
+                                             : "fp32";
 }
 
 const char *mp_pipeline_network_text(const struct mp_pipeline *p)
@@ -736,30 +798,38 @@ void mp_pipeline_times(const struct mp_pipeline *p,
     *out = p->times;
 }
 
+size_t mp_pipeline_devices(const struct mp_pipeline *p)
+{
+    return p->nunit ? p->nunit : 1;
+}
+
 void mp_pipeline_profile(struct mp_pipeline *p, int on)
 {
     p->profile = on;
-    for (int i = 0; i < KEPT; i++)
-        if (p->network[i].session)
-            mp_session_profile(p->network[i].session, on);
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++)
+            if (p->unit[k].network[i].session)
+                mp_session_profile(p->unit[k].network[i].session, on);
 }
 
 struct mp_session *mp_pipeline_session(const struct mp_pipeline *p)
 {
-    const struct cached *last = &p->network[0];
+    const struct cached *last = &p->unit->network[0];
 
-    for (int i = 1; i < KEPT; i++)
-        if (p->network[i].used > last->used)
-            last = &p->network[i];
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++)
+            if (p->unit[k].network[i].used > last->used)
+                last = &p->unit[k].network[i];
     return last->session;
 }
 
 void mp_pipeline_dump(const struct mp_pipeline *p, FILE *out)
 {
-    for (int i = 0; i < KEPT; i++) {
-        if (p->network[i].session)
-            mp_session_dump(p->network[i].session, out);
-        if (p->merge[i].session)
-            mp_session_dump(p->merge[i].session, out);
-    }
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++) {
+            if (p->unit[k].network[i].session)
+                mp_session_dump(p->unit[k].network[i].session, out);
+            if (p->unit[k].merge[i].session)
+                mp_session_dump(p->unit[k].merge[i].session, out);
+        }
 }

@@ -31,11 +31,12 @@ struct mp_pipeline_conf { /* borrowed until close */
     const struct mp_plugin *head;
     const void *head_conf;
     const char *checkpoint; /* path that exists */
-    const char *backend;    /* "auto", "cpu", "cuda", "cuda:1", ... */
+    const char *backend;    /* "auto", "cpu", "cuda:0,2", ...: device.h */
     enum mp_precision precision;
-    int threads; /* 0: all that the process may use */
-    int batch;   /* views that are best seen at once; 0: the device decides */
-    int strict;  /* nonzero: tensors that nothing uses are an error */
+    int threads;  /* 0: all that the process may use */
+    int autotune; /* GPUs: measure which of a library's ways is the fastest */
+    int batch;    /* views that are best seen at once; 0: the device decides */
+    int strict;   /* nonzero: tensors that nothing uses are an error */
     /* To share with other pipelines, see device.h; NULL: with none. */
     struct mp_devices *devices;
 };
@@ -75,21 +76,27 @@ void mp_map_free(struct mp_map *m); /* and sets it to 0 */
 /* How many views of h x w pixels are best seen at once: as configured, or one
  * on a CPU, or as many as fit into the free memory of a GPU, up to 16. 0 x 0:
  * the most for any size. */
-size_t mp_pipeline_batch(struct mp_pipeline *p, int32_t h, int32_t w);
+size_t mp_pipeline_batch(struct mp_pipeline *p, size_t device, int32_t h,
+                         int32_t w);
+
+/* How many devices share the work, 1 or more. Each has its own sessions; what
+ * is merged must have been seen by one. */
+size_t mp_pipeline_devices(const struct mp_pipeline *p);
 
 /* Run the network on n views of one size: view[i] is h x w x 3 u8, and map[i]
  * becomes 1 x H x W x C. If the device has not enough memory for n, they are
  * run in two parts, and so from then on; if that does not help either, it
  * fails. */
-int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_map *map,
-                        struct mp_error *err);
-/* Have it on the host, too: *ticket says when. */
-int mp_pipeline_fetch(struct mp_pipeline *p, struct mp_map *map,
-                      uint64_t *ticket, struct mp_error *err);
+int mp_pipeline_network(struct mp_pipeline *p, size_t device,
+                        const uint8_t *const *view, size_t n, int32_t h,
+                        int32_t w, struct mp_map *map, struct mp_error *err);
+/* Have it on the host, too: its device's *ticket says when. */
+int mp_pipeline_fetch(struct mp_map *map, uint64_t *ticket,
+                      struct mp_error *err);
 
 /* A group of a picture's views and what the network gave for them. */
 struct mp_group {
+    size_t device; /* that has the maps */
     const struct mp_image *img;
     const struct mp_view *view;
     const struct mp_map *map; /* of view[i] */
@@ -115,10 +122,10 @@ int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *group,
                       struct mp_answer *a, uint64_t *ticket,
                       struct mp_error *err);
 
-/* Wait for what came with this ticket, or an earlier one; 0 is there already.
- * UINT64_MAX: for all that was begun. When it fails, what is waited for is
- * void, and may be freed. */
-int mp_pipeline_wait(struct mp_pipeline *p, uint64_t ticket,
+/* Wait for what came with this ticket of a device, or an earlier one; 0 is
+ * there already. UINT64_MAX: for all that was begun. When it fails, what is
+ * waited for is void, and may be freed. */
+int mp_pipeline_wait(struct mp_pipeline *p, size_t device, uint64_t ticket,
                      struct mp_error *err);
 
 /* What runs: "cpu (AMD EPYC, 2 threads), bf16", and its parts for run.json. */

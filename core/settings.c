@@ -40,7 +40,8 @@ static const struct mp_option model_rows[] = {
 };
 static const struct mp_option compute_rows[] = {
     ROW(compute, backend, STRING, "auto", 0, 0, NULL, NULL,
-        "Where to compute: auto, cpu, cuda or cuda:N"),
+        "Where to compute: auto, cpu, cuda, cuda:N, several as cuda:N,N, or "
+        "cuda:all"),
     ROW(compute, precision, CHOICE, "auto", 0, 0, "auto fp32 tf32 bf16 fp16",
         NULL, "Of the network; auto is the fastest that is accurate here"),
     ROW(compute, threads, INT, "auto", 1, 4096, "auto", NULL,
@@ -48,6 +49,9 @@ static const struct mp_option compute_rows[] = {
     ROW(compute, batch, INT, "auto", 1, 1024, "auto", NULL,
         "Most views that the network sees at once; auto is 1 on a CPU, what "
         "fits on a GPU"),
+    ROW(compute, autotune, BOOL, "no", 0, 0, NULL, NULL,
+        "GPUs: measure which of a library's kernels is the fastest for each "
+        "layer, and keep that in ~/.cache/mpipe"),
     {0}
 };
 static const struct mp_option output_rows[] = {
@@ -538,6 +542,7 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
         .batch = s->compute.batch > 0 ? s->compute.batch : 0,
+        .autotune = s->compute.autotune,
         .strict = s->model.strict,
         .devices = devices,
     };

@@ -47,6 +47,7 @@ struct mp_settings {
         char *backend;
         int32_t precision;      /* enum mp_precision */
         int32_t threads, batch; /* -1: auto */
+        int32_t autotune;
     } compute;
     struct {
         char *formats;

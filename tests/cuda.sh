@@ -40,6 +40,43 @@ else
     done
 fi
 
+# ---- from pictures to results ----
+
+# results NAME BACKEND BATCH: into $dir/NAME.
+results() {
+    MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_MODEL_PATH=$dir/models \
+        "$builddir/mpipe" -q -c "$srcdir/conf/seg.ini" -o compute.batch="$3" \
+        -o compute.backend="$2" -o compute.precision=fp32 \
+        -o output.formats="labels probs raw" "$dir/in" "$dir/$1" \
+        2> "$dir/err" || fail "backend $2, batch $3"
+}
+
+mkdir "$dir/models" "$dir/in"
+if [ -e "$sim" ]; then
+    for f in rgb8_all_filters palette8 gray8; do
+        cp "$srcdir/tests/data/awkward/$f.png" "$dir/in" || exit 99
+    done
+    "$builddir/tests/make_weights" "$keys/tiny_seg.json" \
+        "$dir/models/demo-seg.safetensors" || exit 99
+    results one gpusim 1
+    MPIPE_SIM_DEVICES=2 MPIPE_SIM_ORDER=3 results two gpusim:all 2
+    # Times are in run.json.
+    diff -rq -x run.json "$dir/one" "$dir/two" > "$dir/err" 2>&1 ||
+        fail "two devices and a batch of 2 are not the same bytes as one"
+    [ "$(find "$dir/two" -name '*.npy' | wc -l)" = 6 ] || fail "no results"
+    # A device that breaks down on the way ends the run, and all is put away.
+    for at in 1 1000 2000; do
+        MPIPE_SIM_FAULT=$at MPIPE_SIM_KERNELS=no \
+            MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_MODEL_PATH=$dir/models \
+            "$builddir/mpipe" -q -c "$srcdir/conf/seg.ini" \
+            -o compute.backend=gpusim "$dir/in" "$dir/broken$at" \
+            > "$dir/out" 2> "$dir/err"
+        status=$?
+        [ $status = 3 ] && grep -q "illegal memory access" "$dir/err" ||
+            fail "broken device: status $status"
+    done
+fi
+
 # ---- the module ----
 
 # refuses WHAT TEXT: with that wrong with the fake driver, it says TEXT.
@@ -74,7 +111,6 @@ else
             fail "test_session with the module"
     fi
 
-    mkdir "$dir/models"
     # auto: says why, and computes on the CPU.
     "$builddir/tests/make_weights" "$keys/tiny_depth.json" \
         "$dir/models/demo-depth.safetensors" || exit 99

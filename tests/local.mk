@@ -2,6 +2,7 @@
 
 # A test: one line here, and its one source. A shell test needs no Check.
 unit_tests = \
+	%reldir%/test_autotune \
 	%reldir%/test_base \
 	%reldir%/test_batch \
 	%reldir%/test_boxes \
@@ -37,6 +38,12 @@ shell_tests = \
 	%reldir%/options.sh \
 	%reldir%/seg.sh \
 	%reldir%/units.sh
+
+# Parts of a module, with a device of its own.
+%canon_reldir%_test_autotune_SOURCES = %reldir%/test_autotune.c \
+	core/cuda/choices.c core/cuda/choices.h core/cuda/lib.c core/cuda/lib.h
+%canon_reldir%_test_autotune_CPPFLAGS = $(AM_CPPFLAGS) \
+	-I$(srcdir)/%reldir%/sim
 
 # What tests of heads share.
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
@@ -108,14 +115,19 @@ sim_cppflags = $(AM_CPPFLAGS) -I$(srcdir)/%reldir%/sim
 %canon_reldir%_sim_gpusim_la_LIBADD = libmpipe.la
 
 if HAVE_CUDA
-check_PROGRAMS += %reldir%/cudnn_plans
-TESTS += %reldir%/cudnn_plans
+vendor_tests = %reldir%/cudnn_plans %reldir%/lt_choices
+check_PROGRAMS += $(vendor_tests)
+TESTS += $(vendor_tests)
 endif
 %canon_reldir%_cudnn_plans_SOURCES = %reldir%/cudnn_plans.c \
 	core/cuda/lib_cudnn.c core/cuda/lib.h
 %canon_reldir%_cudnn_plans_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS) \
 	-DMP_CUDA_LIBDIR='"$(CUDA_LIBDIR)"'
 %canon_reldir%_cudnn_plans_LDADD = libmpipe.la
+%canon_reldir%_lt_choices_SOURCES = %reldir%/lt_choices.c \
+	core/cuda/lib_lt.c core/cuda/lib.h
+%canon_reldir%_lt_choices_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS)
+%canon_reldir%_lt_choices_LDADD = libmpipe.la
 
 TESTS += $(shell_tests)
 if HAVE_CHECK

@@ -89,11 +89,11 @@ static struct mp_tensor look(const struct one *o, int32_t h)
 
     for (size_t i = 0; i < n; i++)
         px[i] = (uint8_t)(i * 2654435761u >> 24);
-    rc = mp_pipeline_network(o->p, &view, 1, h, SIDE, &map, &err);
+    rc = mp_pipeline_network(o->p, 0, &view, 1, h, SIDE, &map, &err);
     if (!rc)
-        rc = mp_pipeline_fetch(o->p, &map, &ticket, &err);
+        rc = mp_pipeline_fetch(&map, &ticket, &err);
     if (!rc)
-        rc = mp_pipeline_wait(o->p, ticket, &err);
+        rc = mp_pipeline_wait(o->p, 0, ticket, &err);
     ck_assert_msg(!rc, "%s", err.text);
     free(px);
     t.ndim = map.ndim;

@@ -22,7 +22,10 @@ int cuda_open(struct mp_device **out, const struct mp_device_conf *conf,
         return no_memory(err);
     d->tf32 = conf->tf32;
     rc = gpu_open(&d->gpu, conf->index, err);
+    if (!rc && conf->autotune)
+        rc = lib_autotune(d->gpu, conf->index, err);
     if (rc) {
+        gpu_close(d->gpu);
         free(d);
         return rc;
     }

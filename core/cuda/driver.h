@@ -106,6 +106,7 @@ struct gpu {
     size_t nmark;
     struct vendor *vendor;
     struct lib_plan *plans;
+    struct choices *choices; /* NULL: the libraries choose */
 };
 
 /* Make the device this thread's; status of a driver call as an error. */

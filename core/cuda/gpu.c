@@ -315,6 +315,7 @@ void gpu_close(struct gpu *g)
         cu.cuCtxSetCurrent(NULL);
         cu.cuDevicePrimaryCtxRelease_v2(g->device);
     }
+    choices_free(g->choices);
     free(g->mark);
     free(g);
 }

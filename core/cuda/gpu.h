@@ -82,6 +82,10 @@ struct lib_conv {
     int tf32; /* f32 products may be rounded to TF32 first */
 };
 
+/* From now on plans are chosen by measurement; what was found is kept for
+ * later starts (choices.h). index: of g. */
+int lib_autotune(struct gpu *g, int index, struct mp_error *err);
+
 struct lib_plan; /* how the library does it */
 
 struct lib_data {

@@ -105,3 +105,12 @@ void vendor_close(struct gpu *g)
         v->dnn.cudnnDestroy(v->dnn_handle);
     free(v);
 }
+
+void vendor_versions(const struct gpu *g, char *text, size_t n)
+{
+    const struct vendor *v = g->vendor;
+
+    snprintf(text, n, "cublasLt-%zu-cudnn-%zu",
+             v->lt_handle ? v->lt.cublasLtGetVersion() : 0,
+             v->dnn_handle ? v->dnn.cudnnGetVersion() : 0);
+}

@@ -17,7 +17,9 @@
     X(cublasLtCreate, cublasLtCreate)                                          \
     X(cublasLtDestroy, cublasLtDestroy)                                        \
     X(cublasLtGetStatusString, cublasLtGetStatusString)                        \
+    X(cublasLtGetVersion, cublasLtGetVersion)                                  \
     X(cublasLtMatmul, cublasLtMatmul)                                          \
+    X(cublasLtMatmulAlgoCheck, cublasLtMatmulAlgoCheck)                        \
     X(cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulAlgoGetHeuristic)          \
     X(cublasLtMatmulDescCreate, cublasLtMatmulDescCreate)                      \
     X(cublasLtMatmulDescDestroy, cublasLtMatmulDescDestroy)                    \
@@ -40,6 +42,7 @@
     X(cudnnDestroy, cudnnDestroy)                                              \
     X(cudnnGetErrorString, cudnnGetErrorString)                                \
     X(cudnnGetLastErrorString, cudnnGetLastErrorString)                        \
+    X(cudnnGetVersion, cudnnGetVersion)                                        \
     X(cudnnSetStream, cudnnSetStream)
 
 #define X(name, like) __typeof__(like) *name;

@@ -28,6 +28,7 @@ struct hosted {
     size_t batch;
     double window;   /* seconds that a view waits for others */
     size_t ntask;    /* unanswered */
+    size_t turn;     /* of devices */
     json_t *outputs; /* see describe_output */
 };
 
@@ -537,6 +538,7 @@ static int add_looks(struct worker *w, struct task *t)
     }
     for (size_t i = 0; i < n; i++)
         w->look[w->nlook++] = (struct look){t, i};
+    t->p.device = t->host->turn++ % mp_pipeline_devices(t->host->pipeline);
     return 0;
 }
 
@@ -550,8 +552,9 @@ static int are_alike(const struct look *a, const struct look *b)
     const struct mp_view *v = &a->task->p.view[a->view];
     const struct mp_view *u = &b->task->p.view[b->view];
 
-    return a->task->host == b->task->host && v->w == u->w && v->h == u->h &&
-           same_text(a->task->variant, b->task->variant);
+    return a->task->host == b->task->host &&
+           a->task->p.device == b->task->p.device && v->w == u->w &&
+           v->h == u->h && same_text(a->task->variant, b->task->variant);
 }
 
 /* Looks like this one that go together. */
@@ -559,7 +562,8 @@ static size_t batch_of(const struct look *a)
 {
     const struct mp_view *v = &a->task->p.view[a->view];
 
-    return mp_pipeline_batch(a->task->host->pipeline, v->h, v->w);
+    return mp_pipeline_batch(a->task->host->pipeline, a->task->p.device, v->h,
+                             v->w);
 }
 
 /* Are there as many? */
@@ -891,7 +895,7 @@ static int open_host(struct hosted *h, struct mp_devices *devices,
     rc = mp_settings_pipeline(&h->pipeline, h->settings, devices, err);
     if (rc)
         return rc;
-    h->batch = mp_pipeline_batch(h->pipeline, 0, 0);
+    h->batch = mp_pipeline_batch(h->pipeline, 0, 0, 0);
     return try_out(h, err);
 }
 

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 4
+#define MP_BACKEND_ABI 5
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -148,9 +148,10 @@ struct mp_device_memory { /* bytes; total 0: not known */
 };
 
 struct mp_device_conf {
-    int32_t index;   /* which device of the backend, from 0 */
-    int32_t threads; /* CPU: 0 is all the process may use */
-    int32_t tf32;    /* GPU: products of f32 may be rounded to TF32 first */
+    int32_t index;    /* which device of the backend, from 0 */
+    int32_t threads;  /* CPU: 0 is all the process may use */
+    int32_t tf32;     /* GPU: products of f32 may be rounded to TF32 first */
+    int32_t autotune; /* GPU: choose among a library's ways by measuring */
 };
 
 struct mp_backend {

@@ -52,6 +52,7 @@ static struct {
     std::vector<struct fiber> fiber;
     std::vector<struct warp> warp;
     unsigned threads, now;
+    bool together;
     jmp_buf main_jump;
     void (*call)(const void *);
     const void *arg;
@@ -102,9 +103,16 @@ static void resume(unsigned i)
     setcontext(&f.context);
 }
 
+static fiber &waiter()
+{
+    if (!sim.together)
+        fail("waits, but is of a kernel that does not");
+    return me();
+}
+
 static void wait(state what)
 {
-    me().is = what;
+    waiter().is = what;
     to_main();
 }
 
@@ -115,7 +123,7 @@ void __syncthreads()
 
 const char *sim_warp(const char *what, const void *mine, size_t n)
 {
-    unsigned turn = me().calls++ % 2;
+    unsigned turn = waiter().calls++ % 2;
     warp &w = sim.warp[sim.now / 32];
 
     memcpy(w.given[turn][sim.now % 32], mine, n);
@@ -201,13 +209,23 @@ static void run_block(bool backwards)
     }
 }
 
-void sim_run(sim_grid grid, unsigned threads, size_t shared,
+static void run_alone(bool backwards)
+{
+    for (unsigned k = 0; k < sim.threads; k++) {
+        sim.now = backwards ? sim.threads - 1 - k : k;
+        threadIdx = {sim.now, 0, 0};
+        sim.call(sim.arg);
+    }
+}
+
+void sim_run(sim_grid grid, unsigned threads, size_t shared, bool together,
              void (*call)(const void *arg), const void *arg)
 {
     std::vector<float4> memory(shared / sizeof(float4) + 1);
     bool backwards = false;
 
     sim.threads = threads;
+    sim.together = together;
     sim.call = call;
     sim.arg = arg;
     make_fibers(threads);
@@ -219,7 +237,10 @@ void sim_run(sim_grid grid, unsigned threads, size_t shared,
         for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
             for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
                 memset((void *)memory.data(), 0xff, shared);
-                run_block(backwards);
+                if (together)
+                    run_block(backwards);
+                else
+                    run_alone(backwards);
                 backwards = !backwards;
             }
 }
@@ -349,7 +370,7 @@ static void multiply(float d[16][8], const char *all, float (*number)(uint16_t))
 static void mma(float *d, const uint32_t *a, const uint32_t *b,
                 const char *what, float (*number)(uint16_t))
 {
-    unsigned turn = me().calls % 2, lane = threadIdx.x % 32;
+    unsigned turn = waiter().calls % 2, lane = threadIdx.x % 32;
     warp &w = sim.warp[sim.now / 32];
     fragments mine;
     const char *all;

@@ -146,8 +146,9 @@ struct sim_grid {
     unsigned x, y, z;
 };
 
-/* call(arg) by every thread of every block. */
-void sim_run(sim_grid grid, unsigned threads, size_t shared,
+/* call(arg) by every thread of every block. together: threads may wait for each
+ * other; else one runs after the other, which is much faster. */
+void sim_run(sim_grid grid, unsigned threads, size_t shared, bool together,
              void (*call)(const void *arg), const void *arg);
 
 #endif
