@@ -88,15 +88,16 @@ static DEV void do_attention(const g_attention &a)
  * ldmatrix reads lie in different banks. Queries stay in registers where they
  * fit (WIDE: they do not).
  *
- * Keys and values are copied one tile ahead: k of the next tile while this
- * tile's v is used, v while its k is. */
-template <class T, int D, int DV, int KEYS, int QT, bool WIDE>
+ * With STAGES 2, keys and values of the next tile are copied while these are
+ * used; widest heads leave no room for that. */
+template <class T, int D, int DV, int KEYS, int QT, int STAGES, bool WIDE>
 static DEV void do_flash(const g_attention &a)
 {
     constexpr int KROW = D + 8, VROW = DV + 8, NK = KEYS / 8, NV = DV / 8;
     constexpr int QUERIES = GPU_FLASH_QUERIES * QT;
-    DYNAMIC_SHARED(uint16_t, tile_k);
-    uint16_t *tile_v = tile_k + KEYS * KROW, *tile_q = tile_v + KEYS * VROW;
+    constexpr int STAGE = KEYS * (KROW + VROW);
+    DYNAMIC_SHARED(uint16_t, tiles);
+    uint16_t *tile_q = WIDE ? tiles + STAGES * STAGE : tiles;
     uint32_t slices = (a.d + DV - 1) / DV, head = blockIdx.y / slices;
     uint32_t slice = blockIdx.y % slices * DV, c = a.heads * a.d;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -123,19 +124,24 @@ static DEV void do_flash(const g_attention &a)
             copy_async(to + row * (width + 8) + e,
                        from + (there ? (first + row) * c + e : 0), there);
         }
+    };
+    auto fetch_tile = [&](uint32_t j) {
+        uint16_t *to = tiles + j / KEYS % STAGES * STAGE;
+
+        fetch(to, kp, j, a.s, KEYS, D, a.d);
+        fetch(to + KEYS * KROW, vp, j, a.s, KEYS, DV, a.d - slice);
         copy_commit();
     };
     auto load_q = [&](uint32_t *f, int q, int k) {
-        const uint16_t *tile = WIDE ? tile_q : tile_k;
-
-        ldmatrix(f, tile + ((warp * QT + q) * 16 + lane % 16) * KROW + k * 16 +
-                        lane / 16 * 8);
+        ldmatrix(f, tile_q + ((warp * QT + q) * 16 + lane % 16) * KROW +
+                        k * 16 + lane / 16 * 8);
     };
 
 #pragma unroll
     for (int q = 0; q < QT; q++)
         most[q][0] = most[q][1] = -INFINITY;
-    fetch(WIDE ? tile_q : tile_k, qp, q0, a.t, QUERIES, D, a.d);
+    fetch(tile_q, qp, q0, a.t, QUERIES, D, a.d);
+    copy_commit();
     if (!WIDE) { /* through the place of keys and values */
         copy_wait<0>();
         __syncthreads();
@@ -145,13 +151,16 @@ static DEV void do_flash(const g_attention &a)
                    i % (D / 16));
         __syncthreads();
     }
-    fetch(tile_k, kp, 0, a.s, KEYS, D, a.d);
+    fetch_tile(0);
     for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
+        const uint16_t *tile_k = tiles + j0 / KEYS % STAGES * STAGE;
+        const uint16_t *tile_v = tile_k + KEYS * KROW;
         float p[QT][NK][4] = {};
 
-        fetch(tile_v, vp, j0, a.s, KEYS, DV, a.d - slice);
-        copy_wait<1>();
-        __syncthreads();
+        copy_wait<0>();
+        __syncthreads(); /* all see this tile, and are done with the last */
+        if (STAGES == 2 && j0 + KEYS < a.s)
+            fetch_tile(j0 + KEYS);
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             if (WIDE)
@@ -172,11 +181,6 @@ static DEV void do_flash(const g_attention &a)
                 }
             }
         }
-        __syncthreads();
-        if (j0 + KEYS < a.s)
-            fetch(tile_k, kp, j0 + KEYS, a.s, KEYS, D, a.d);
-        else
-            copy_commit(); /* so that the count below is right */
         if (j0 + KEYS > a.s)
 #pragma unroll
             for (int i = 0; i < QT * NK * 4; i++)
@@ -211,8 +215,6 @@ static DEV void do_flash(const g_attention &a)
                 y[q][n][2 * h + 1] *= was;
             }
         }
-        copy_wait<1>();
-        __syncthreads();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
             uint32_t fp[QT][4];
@@ -236,9 +238,12 @@ static DEV void do_flash(const g_attention &a)
                 }
             }
         }
-        __syncthreads();
+        if (STAGES == 1) {
+            __syncthreads();
+            if (j0 + KEYS < a.s)
+                fetch_tile(j0 + KEYS);
+        }
     }
-    copy_wait<0>();
 #pragma unroll
     for (int i = 0; i < 2 * QT; i++) {
         int q = i / 2, h = i % 2;
@@ -265,16 +270,16 @@ static DEV void do_flash(const g_attention &a)
 KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
 #define FLASH(type)                                                            \
     KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
-           (do_flash<type, 48, 48, 64, 1, false>(a)))                          \
+           (do_flash<type, 48, 48, 64, 1, 2, false>(a)))                       \
     KERNEL(flash_##type##_48_2, g_attention, 128, 2,                           \
-           (do_flash<type, 48, 48, 64, 2, false>(a)))                          \
+           (do_flash<type, 48, 48, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
-           (do_flash<type, 80, 80, 64, 1, false>(a)))                          \
+           (do_flash<type, 80, 80, 64, 1, 2, false>(a)))                       \
     KERNEL(flash_##type##_80_2, g_attention, 128, 2,                           \
-           (do_flash<type, 80, 80, 64, 2, false>(a)))                          \
+           (do_flash<type, 80, 80, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_160, g_attention, 128, 2,                            \
-           (do_flash<type, 160, 160, 64, 1, false>(a)))                        \
+           (do_flash<type, 160, 160, 64, 1, 2, false>(a)))                     \
     KERNEL(flash_##type##_512, g_attention, 128, 1,                            \
-           (do_flash<type, 512, 128, 16, 1, true>(a)))
+           (do_flash<type, 512, 128, 16, 1, 1, true>(a)))
 FLASH(bf16)
 FLASH(f16)

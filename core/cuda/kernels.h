@@ -99,10 +99,11 @@ struct g_rows {
     int32_t act;
 };
 
-/* x N,HW,C. part, for group_sum and group_apply: N x splits x groups x {the
- * group's first value of the picture, mean less that, sum of squares around
- * the mean} f32, where split i has seen the positions i * HW / splits and on.
- * In place. */
+/* x N,HW,C. The group kernels do it all. Or group_sum, group_join and
+ * group_apply, one after the other, with part: N x splits x groups x {the
+ * group's first value of the picture, mean less that, sum of squares around the
+ * mean} f32, where split i has seen the positions i * HW / splits and on; after
+ * that N x groups x {first value, mean less that, 1 / deviation}. In place. */
 struct g_group {
     struct g_out y;
     struct g_in x, weight, bias;
@@ -144,10 +145,12 @@ struct g_conv {
  *     (or one times 8) element each
  *   geglu: likewise, of the result
  *   rows: a warp each row, GPU_ROWS rows a block
- *   group: groups x N blocks of GPU_GROUP_THREADS; C / groups is a multiple
- *     of the number at the end of the name, and no more than that number of
- *     times GPU_GROUP_THREADS
- *   group_sum: splits x N blocks of GPU_THREADS; group_apply: any x N
+ *   group_TYPE_V: groups x N blocks of GPU_GROUP_THREADS. C / groups is a
+ *     multiple of V and at most GPU_GROUP_THREADS V; each thread holds at most
+ *     GPU_GROUP_HELD times V elements, at positions GPU_GROUP_THREADS /
+ *     (C / groups / V) apart
+ *   group_sum: splits x N blocks of GPU_THREADS; group_join: as rows, of N x
+ *     groups; group_apply: any x N
  *   attention: a warp each query, GPU_ROWS queries a block, heads, N
  *   flash: GPU_FLASH_QUERIES queries a block (_2: twice as many), slices x
  *     heads, N
@@ -156,6 +159,7 @@ struct g_conv {
  *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
 #define GPU_THREADS       256
 #define GPU_GROUP_THREADS 512
+#define GPU_GROUP_HELD    16
 #define GPU_ROWS          8
 #define GPU_THIN          8
 #define GPU_FLASH_QUERIES 64
@@ -186,10 +190,13 @@ struct g_conv {
     X(batch_norm, struct g_rows)                                               \
     X(softmax, struct g_rows)                                                  \
     X(argmax, struct g_rows)                                                   \
-    X(group, struct g_group)                                                   \
-    X(group_2, struct g_group)                                                 \
-    X(group_4, struct g_group)                                                 \
-    X(group_8, struct g_group)                                                 \
+    X(group_bf16_2, struct g_group)                                            \
+    X(group_bf16_4, struct g_group)                                            \
+    X(group_bf16_8, struct g_group)                                            \
+    X(group_f16_2, struct g_group)                                             \
+    X(group_f16_4, struct g_group)                                             \
+    X(group_f16_8, struct g_group)                                             \
+    X(group_join, struct g_group)                                              \
     X(group_sum, struct g_group)                                               \
     X(group_sum_8, struct g_group)                                             \
     X(group_apply, struct g_group)                                             \

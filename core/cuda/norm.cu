@@ -127,37 +127,49 @@ static DEV void do_argmax(const g_rows &a)
  * and parts keep their own mean, and the squares of the distances from it, and
  * are put together by those (Chan, Golub and LeVeque 1979). */
 
-/* The loops below are made for each type, so that several loads are on their
- * way at a time; ANY_TYPE is slower. */
-#define ANY_TYPE (-1)
-#define BY_TYPE(type, f, v)                                                    \
+/* What follows is made for each type, so that many loads are on their way at
+ * a time: a branch on the type would wait for each. */
+#define BY_TYPE(f, v)                                                          \
     do {                                                                       \
-        if ((type) == MP_BF16)                                                 \
+        if (a.x.type == MP_BF16)                                               \
             f<MP_BF16, v>(a);                                                  \
-        else if ((type) == MP_F16)                                             \
+        else if (a.x.type == MP_F16)                                           \
             f<MP_F16, v>(a);                                                   \
         else                                                                   \
-            f<ANY_TYPE, v>(a);                                                 \
+            f<MP_F32, v>(a);                                                   \
     } while (0)
 
-/* That of x and y, if it is one. */
-static DEV int type_of(const g_group &a)
+/* V elements as they are in memory. */
+template <int TYPE, int V> struct held {
+    halves<V> in;
+    DEV float operator[](int j) const
+    {
+        return to_float(in.v[j], TYPE);
+    }
+};
+template <int V> struct held<MP_F32, V> {
+    floats<V> in;
+    DEV float operator[](int j) const
+    {
+        return in.v[j];
+    }
+};
+
+template <int TYPE, int V>
+static DEV held<TYPE, V> hold(const void *x, uint32_t i)
 {
-    return a.x.type == a.y.type ? a.x.type : ANY_TYPE;
+    return ((const held<TYPE, V> *)x)[i / V];
 }
 
-static DEV g_in typed(g_in x, int type)
+/* For results of 16 bits, functions need not be better than that. */
+template <int V> static DEV void activate_for(float *v, int act, int type)
 {
-    if (type != ANY_TYPE)
-        x.type = type;
-    return x;
-}
-
-static DEV g_out typed(g_out y, int type)
-{
-    if (type != ANY_TYPE)
-        y.type = type;
-    return y;
+    if (act == MP_SILU && type != MP_F32)
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            v[j] = silu_fast(v[j]);
+    else
+        activate_all<V>(v, act);
 }
 
 /* Of the whole block, of 32 N threads; `each` has N numbers. */
@@ -175,52 +187,54 @@ static DEV float block_sum(float v, float *each)
     return all;
 }
 
-/* A small group by one block, which sees it three times. Threads stand in rows
- * of `units` of V channels. */
+/* A group by one block, which holds it in registers. Threads stand in rows of
+ * `units` of V channels. */
 template <int TYPE, int V> static DEV void do_group_whole(const g_group &a)
 {
+    constexpr int HELD = GPU_GROUP_HELD;
     __shared__ float sums[GPU_GROUP_THREADS / 32];
     uint32_t each = a.c / a.groups, units = each / V, g = blockIdx.x;
     uint32_t rows = GPU_GROUP_THREADS / units, row = threadIdx.x / units;
     uint32_t c = g * each + threadIdx.x % units * V;
     uint32_t at = blockIdx.y * a.hw * a.c + c, first = row < rows ? row : a.hw;
-    float count = (float)a.hw * (float)each, sum = 0, square = 0, mean, scale;
-    float k, v[V], w[V], b[V];
-    g_in x = typed(a.x, TYPE);
-    g_out y = typed(a.y, TYPE);
+    float count = (float)a.hw * (float)each, sum = 0, square = 0, k, mean, by;
+    float v[V], w[V], b[V];
+    held<TYPE, V> x[HELD];
 
-    load<1>(&k, x, blockIdx.y * a.hw * a.c + g * each);
-#pragma unroll 8
-    for (uint32_t i = first; i < a.hw; i += rows) {
-        load<V>(v, x, at + i * a.c);
+    load<1>(&k, g_in{a.x.p, TYPE}, blockIdx.y * a.hw * a.c + g * each);
 #pragma unroll
-        for (int j = 0; j < V; j++)
-            sum += v[j] - k;
-    }
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+            x[i] = hold<TYPE, V>(a.x.p, at + (first + i * rows) * a.c);
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum += x[i][j] - k;
     mean = block_sum(sum, sums) / count;
-#pragma unroll 8
-    for (uint32_t i = first; i < a.hw; i += rows) {
-        load<V>(v, x, at + i * a.c);
 #pragma unroll
-        for (int j = 0; j < V; j++)
-            square += (v[j] - k - mean) * (v[j] - k - mean);
-    }
-    scale = 1 / sqrtf(block_sum(square, sums) / count + a.eps);
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                square += (x[i][j] - k - mean) * (x[i][j] - k - mean);
+    by = 1 / sqrtf(block_sum(square, sums) / count + a.eps);
 #pragma unroll
     for (int j = 0; j < V; j++) {
         load<1>(w + j, a.weight, c + j);
         load<1>(b + j, a.bias, c + j);
-        w[j] *= scale;
+        w[j] *= by;
     }
-#pragma unroll 4
-    for (uint32_t i = first; i < a.hw; i += rows) {
-        load<V>(v, x, at + i * a.c);
 #pragma unroll
-        for (int j = 0; j < V; j++)
-            v[j] = (v[j] - k - mean) * w[j] + b[j];
-        activate_all<V>(v, a.act);
-        store<V>(y, at + i * a.c, v);
-    }
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw) {
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                v[j] = (x[i][j] - k - mean) * w[j] + b[j];
+            activate_for<V>(v, a.act, a.y.type);
+            store<V>(a.y, at + (first + i * rows) * a.c, v);
+        }
 }
 
 /* Threads stand in rows of `units` (of V channels), so that they read whole
@@ -279,7 +293,7 @@ template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
     uint32_t to = part_start(a.hw, split + 1, a.splits);
     float *part = a.part + 3 * (n * a.splits + split) * a.groups;
     seat s = my_seat<V>(a.c);
-    g_in x = typed(a.x, TYPE);
+    g_in x = {a.x.p, TYPE};
 
     for (uint32_t g = threadIdx.x; g < a.groups; g += GPU_THREADS) {
         part[3 * g] = first_of(a, x, n, g);
@@ -349,42 +363,46 @@ template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
     }
 }
 
-/* Shared: per group first value, mean less that, 1 / deviation. */
+/* Put the parts of each group of each picture together, a warp each: into
+ * `whole`, the first value, mean less that, 1 / deviation. */
+static DEV void do_group_join(const g_group &a)
+{
+    uint32_t i = my_row(), n = i / a.groups, each = a.c / a.groups;
+    const float *part = a.part + 3 * (n * a.splits * a.groups + i % a.groups);
+    float *whole = a.part + 3 * (a.n * a.splits * a.groups + i);
+    float mean = 0, square = 0;
+
+    if (n >= a.n)
+        return;
+    for (uint32_t k = my_lane(); k < a.splits; k += 32)
+        mean += part[3 * k * a.groups + 1] *
+                (float)(part_start(a.hw, k + 1, a.splits) -
+                        part_start(a.hw, k, a.splits));
+    mean = warp_sum(mean) / (float)a.hw;
+    for (uint32_t k = my_lane(); k < a.splits; k += 32) {
+        float far = part[3 * k * a.groups + 1] - mean;
+
+        square += part[3 * k * a.groups + 2] +
+                  far * far * (float)each *
+                      (float)(part_start(a.hw, k + 1, a.splits) -
+                              part_start(a.hw, k, a.splits));
+    }
+    square = warp_sum(square) / ((float)a.hw * (float)each);
+    if (my_lane() == 0) {
+        whole[0] = part[0];
+        whole[1] = mean;
+        whole[2] = 1 / sqrtf(square + a.eps);
+    }
+}
+
 template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 {
-    DYNAMIC_SHARED(float, group);
     uint32_t n = blockIdx.y, each = a.c / a.groups;
+    const float *whole = a.part + 3 * (a.n * a.splits + n) * a.groups;
     uint32_t from = part_start(a.hw, blockIdx.x, gridDim.x);
     uint32_t to = part_start(a.hw, blockIdx.x + 1, gridDim.x);
     seat s = my_seat<V>(a.c);
-    g_in x = typed(a.x, TYPE);
-    g_out y = typed(a.y, TYPE);
 
-    for (uint32_t g = threadIdx.x / 32; g < a.groups; g += GPU_THREADS / 32) {
-        const float *part = a.part + 3 * (n * a.splits * a.groups + g);
-        float mean = 0, square = 0;
-
-        for (uint32_t i = my_lane(); i < a.splits; i += 32)
-            mean += part[3 * i * a.groups + 1] *
-                    (float)(part_start(a.hw, i + 1, a.splits) -
-                            part_start(a.hw, i, a.splits));
-        mean = warp_sum(mean) / (float)a.hw;
-        for (uint32_t i = my_lane(); i < a.splits; i += 32) {
-            float far = part[3 * i * a.groups + 1] - mean;
-
-            square += part[3 * i * a.groups + 2] +
-                      far * far * (float)each *
-                          (float)(part_start(a.hw, i + 1, a.splits) -
-                                  part_start(a.hw, i, a.splits));
-        }
-        square = warp_sum(square) / ((float)a.hw * (float)each);
-        if (my_lane() == 0) {
-            group[3 * g] = part[0];
-            group[3 * g + 1] = mean;
-            group[3 * g + 2] = 1 / sqrtf(square + a.eps);
-        }
-    }
-    __syncthreads();
     if (s.row >= s.rows)
         return;
     for (uint32_t c = s.unit * V; c < a.c; c += s.units * V) {
@@ -394,7 +412,7 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
         load<V>(b, a.bias, c);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            const float *g = group + 3 * ((c + j) / each);
+            const float *g = whole + 3 * ((c + j) / each);
 
             k[j] = g[0];
             w[j] *= g[2];
@@ -403,13 +421,13 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 #pragma unroll 4
         for (uint32_t i = from + s.row; i < to; i += s.rows) {
             uint32_t at = (n * a.hw + i) * a.c + c;
+            held<TYPE, V> x = hold<TYPE, V>(a.x.p, at);
 
-            load<V>(v, x, at);
 #pragma unroll
             for (int j = 0; j < V; j++)
-                v[j] = (v[j] - k[j]) * w[j] + b[j];
-            activate_all<V>(v, a.act);
-            store<V>(y, at, v);
+                v[j] = (x[j] - k[j]) * w[j] + b[j];
+            activate_for<V>(v, a.act, a.y.type);
+            store<V>(a.y, at, v);
         }
     }
 }
@@ -420,17 +438,19 @@ KERNEL(layer_norm_8, g_rows, ROWS_THREADS, 1, do_layer_norm<8>(a))
 KERNEL(batch_norm, g_rows, ROWS_THREADS, 1, do_batch_norm(a))
 KERNEL(softmax, g_rows, ROWS_THREADS, 1, do_softmax(a))
 KERNEL(argmax, g_rows, ROWS_THREADS, 1, do_argmax(a))
-#define GROUP_WHOLE(v, suffix)                                                 \
-    KERNEL(group##suffix, g_group, GPU_GROUP_THREADS, 1,                       \
-           BY_TYPE(type_of(a), do_group_whole, v))
-GROUP_WHOLE(1, )
-GROUP_WHOLE(2, _2)
-GROUP_WHOLE(4, _4)
-GROUP_WHOLE(8, _8)
+#define GROUP_WHOLE(v)                                                         \
+    KERNEL(group_bf16_##v, g_group, GPU_GROUP_THREADS, 1,                      \
+           (do_group_whole<MP_BF16, v>(a)))                                    \
+    KERNEL(group_f16_##v, g_group, GPU_GROUP_THREADS, 1,                       \
+           (do_group_whole<MP_F16, v>(a)))
+GROUP_WHOLE(2)
+GROUP_WHOLE(4)
+GROUP_WHOLE(8)
+KERNEL(group_join, g_group, ROWS_THREADS, 1, do_group_join(a))
 #define GROUP(v, suffix)                                                       \
     KERNEL(group_sum##suffix, g_group, GPU_THREADS, 1,                         \
-           BY_TYPE(a.x.type, do_group_sum, v))                                 \
+           BY_TYPE(do_group_sum, v))                                           \
     KERNEL(group_apply##suffix, g_group, GPU_THREADS, 1,                       \
-           BY_TYPE(type_of(a), do_group_apply, v))
+           BY_TYPE(do_group_apply, v))
 GROUP(1, )
 GROUP(8, _8)

@@ -101,6 +101,8 @@ static int attention(const struct call *k)
     shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
     if (flash[i].wide)
         shared += GPU_FLASH_QUERIES * (flash[i].width + 8);
+    else
+        shared *= 2; /* stages */
     kernel = bf16 ? flash[i].bf16 : flash[i].f16;
     if ((uint64_t)a.t * a.heads * a.n / (2 * queries) >=
         gpu_processors(k->plan->device->gpu)) {
@@ -131,22 +133,40 @@ static int attention_check(const struct call *k)
 
 /* ---- norms ---- */
 
-/* Groups of a small map are a block each. What that means depends on nothing
- * but the picture, as do the parts that sums of a large one are taken in: so
- * its result does not depend on its neighbours in the batch. */
-#define SMALL_MAP (1 << 20)
-
-static uint64_t per_picture(const struct mp_value *x)
+static uint64_t positions(const struct mp_value *x)
 {
-    return x->count / (uint64_t)x->dim[0];
+    return rows(x) / (uint64_t)x->dim[0];
 }
 
-static int is_small(const struct call *k)
-{
-    const struct mp_value *x = cuda_in_value(k, 0);
+/* Groups that a block can hold are a block each: its kernel, or NO_KERNEL.
+ * Whether they are depends on nothing but the picture, as do the parts that
+ * sums of the others are taken in: so its result does not depend on its
+ * neighbours in the batch. */
+#define NO_KERNEL GPU_KERNEL_COUNT
 
-    return per_picture(x) <= SMALL_MAP &&
-           last(x) / (uint32_t)k->s->attr.groups <= GPU_GROUP_THREADS;
+static enum gpu_kernel held_group(const struct call *k)
+{
+    static const struct {
+        uint32_t v;
+        enum gpu_kernel bf16, f16;
+    } by[] = {
+        {8, GPU_group_bf16_8, GPU_group_f16_8},
+        {4, GPU_group_bf16_4, GPU_group_f16_4},
+        {2, GPU_group_bf16_2, GPU_group_f16_2},
+    };
+    const struct mp_value *x = cuda_in_value(k, 0);
+    uint32_t each = last(x) / (uint32_t)k->s->attr.groups, units;
+    int type = cuda_in(k, 0).type, i = 0;
+
+    while (i < 3 && each % by[i].v)
+        i++;
+    if (i == 3 || (type != MP_BF16 && type != MP_F16))
+        return NO_KERNEL;
+    units = each / by[i].v;
+    if (units > GPU_GROUP_THREADS ||
+        positions(x) > (uint64_t)GPU_GROUP_HELD * (GPU_GROUP_THREADS / units))
+        return NO_KERNEL;
+    return type == MP_BF16 ? by[i].bf16 : by[i].f16;
 }
 
 static uint32_t between(uint64_t least, uint64_t v, uint64_t most)
@@ -156,25 +176,23 @@ static uint32_t between(uint64_t least, uint64_t v, uint64_t most)
 
 static uint32_t splits(const struct mp_value *x)
 {
-    uint64_t n = per_picture(x);
+    uint64_t n = positions(x);
 
-    return between(1, n / 16384, n / last(x) < 256 ? n / last(x) : 256);
+    return between(1, n * last(x) / 16384, n < 256 ? n : 256);
 }
 
 static size_t group_norm_scratch(const struct call *k)
 {
     const struct mp_value *x = cuda_in_value(k, 0);
 
-    return is_small(k) ? 0
-                       : (size_t)x->dim[0] * splits(x) *
-                             (size_t)k->s->attr.groups * 3 * sizeof(float);
+    return held_group(k) != NO_KERNEL
+               ? 0
+               : (size_t)x->dim[0] * (splits(x) + 1) *
+                     (size_t)k->s->attr.groups * 3 * sizeof(float);
 }
 
 static int group_norm(const struct call *k)
 {
-    static const enum gpu_kernel whole[] = {
-        GPU_group_8, GPU_group, GPU_group_2, GPU_group,
-        GPU_group_4, GPU_group, GPU_group_2, GPU_group};
     const struct mp_value *x = cuda_in_value(k, 0);
     const struct g_group a = {
         .y = cuda_out(k),
@@ -183,26 +201,29 @@ static int group_norm(const struct call *k)
         .bias = cuda_in(k, 2),
         .part = (float *)(uintptr_t)k->plan->scratch,
         .n = (uint32_t)x->dim[0],
-        .hw = rows(x) / (uint32_t)x->dim[0],
+        .hw = (uint32_t)positions(x),
         .c = last(x),
         .groups = (uint32_t)k->s->attr.groups,
         .splits = splits(x),
         .eps = k->s->attr.eps,
         .act = k->s->attr.act,
     };
+    enum gpu_kernel held = held_group(k);
     int by_8 = a.c % 8 == 0, rc;
     size_t seats = GPU_THREADS * (by_8 ? 8 : 1);
-    /* Each block reads all sums of its picture first. */
-    uint32_t blocks = between(1, per_picture(x) / 16384, 512);
+    uint32_t blocks = between(1, (uint64_t)a.hw * a.c / 16384, a.hw);
 
-    if (is_small(k))
-        return launch(k, whole[a.c / a.groups % 8], a.groups, a.n, 1,
-                      GPU_GROUP_THREADS, 0, &a);
+    if (held != NO_KERNEL)
+        return launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
     rc = launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
                 GPU_THREADS, 2 * seats * sizeof(float), &a);
     if (!rc)
+        rc = launch(k, GPU_group_join,
+                    (a.n * a.groups + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                    32 * GPU_ROWS, 0, &a);
+    if (!rc)
         rc = launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks, a.n,
-                    1, GPU_THREADS, 3 * a.groups * sizeof(float), &a);
+                    1, GPU_THREADS, 0, &a);
     return rc;
 }
 

@@ -125,6 +125,11 @@ static inline float exp2_fast(float x)
     return exp2f(x);
 }
 
+static inline float divide_fast(float a, float b)
+{
+    return a / b;
+}
+
 /* ---- instructions of a warp ---- */
 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b);
