@@ -373,6 +373,13 @@ static mp_node case_attention_d512(struct mp_graph *g)
     return attention(g, 1, 77, 77, 512, 1, 1);
 }
 
+/* Of a head so wide, and of so many queries, by products of a library if the
+ * backend has one. */
+static mp_node case_attention_products(struct mp_graph *g)
+{
+    return attention(g, 2, 1032, 288, 192, 1, 2);
+}
+
 static mp_node case_attention_one(struct mp_graph *g)
 {
     return attention(g, 1, 1, 1, 16, 2, 1);
@@ -741,6 +748,7 @@ static const struct {
     C(conv3_large_unpadded),
     C(conv3_wide),
     C(conv3_wide_residual),
+    C(attention_products),
 #undef C
 #undef SHARP
 };

@@ -97,7 +97,8 @@ static DEV void do_flash(const g_attention &a)
     constexpr int QUERIES = GPU_FLASH_QUERIES * QT;
     constexpr int STAGE = KEYS * (KROW + VROW);
     DYNAMIC_SHARED(uint16_t, tiles);
-    uint16_t *tile_q = WIDE ? tiles + STAGES * STAGE : tiles;
+    /* in the second stage's place at first, unless they are to stay */
+    uint16_t *tile_q = tiles + (WIDE ? STAGES : 1) * STAGE;
     uint32_t slices = (a.d + DV - 1) / DV, head = blockIdx.y / slices;
     uint32_t slice = blockIdx.y % slices * DV, c = a.heads * a.d;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -142,16 +143,15 @@ static DEV void do_flash(const g_attention &a)
         most[q][0] = most[q][1] = -INFINITY;
     fetch(tile_q, qp, q0, a.t, QUERIES, D, a.d);
     copy_commit();
-    if (!WIDE) { /* through the place of keys and values */
-        copy_wait<0>();
+    fetch_tile(0);
+    if (!WIDE) {
+        copy_wait<1>();
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < QT * D / 16; i++)
             load_q(fq[i / (D / 16)][WIDE ? 0 : i % (D / 16)], i / (D / 16),
                    i % (D / 16));
-        __syncthreads();
     }
-    fetch_tile(0);
     for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
         const uint16_t *tile_k = tiles + j0 / KEYS % STAGES * STAGE;
         const uint16_t *tile_v = tile_k + KEYS * KROW;
@@ -259,10 +259,8 @@ static DEV void do_flash(const g_attention &a)
             uint32_t e = slice + n * 8 + lane % 4 * 2;
             float v[2] = {y[q][n][2 * h] / all, y[q][n][2 * h + 1] / all};
 
-            if (e < a.d) {
-                store<1>(a.y, qy + row * c + e, v);
-                store<1>(a.y, qy + row * c + e + 1, v + 1);
-            }
+            if (e < a.d)
+                store<2>(a.y, qy + row * c + e, v);
         }
     }
 }

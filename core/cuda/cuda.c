@@ -147,6 +147,21 @@ int cuda_each(const struct call *k, enum gpu_kernel one, enum gpu_kernel eight,
     return gpu_launch(k->plan->device->gpu, &l, k->err);
 }
 
+int cuda_launch(const struct call *k, enum gpu_kernel kernel, size_t x,
+                size_t y, size_t z, uint32_t threads, size_t shared,
+                const void *arg)
+{
+    const struct gpu_launch l = {
+        .kernel = kernel,
+        .grid = {(uint32_t)x, (uint32_t)y, (uint32_t)z},
+        .threads = threads,
+        .shared = shared,
+        .arg = arg,
+    };
+
+    return gpu_launch(k->plan->device->gpu, &l, k->err);
+}
+
 int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
                  int act)
 {
@@ -373,8 +388,10 @@ void cuda_plan_free(struct mp_plan *plan)
         return;
     gpu_wait(plan->device->gpu, UINT64_MAX, NULL);
     gpu_graph_free(plan->graph);
-    for (size_t i = 0; plan->cuda && i < plan->nstep; i++)
+    for (size_t i = 0; plan->cuda && i < plan->nstep; i++) {
         lib_plan_free(plan->cuda[i].lib);
+        lib_plan_free(plan->cuda[i].lib2);
+    }
     for (size_t i = 0; i < plan->nuse; i++)
         drop(plan->device, plan->use[i]);
     gpu_free(plan->device->gpu, plan->scratch);
@@ -385,9 +402,30 @@ void cuda_plan_free(struct mp_plan *plan)
     free(plan);
 }
 
-static int is_conv(const struct mp_step *s)
+static int compile_step(const struct call *k, const struct mp_program *p)
 {
-    return s->op == MP_OP_CONV2D || s->op == MP_OP_DECONV2D;
+    switch (k->s->op) {
+    case MP_OP_CONV2D:
+    case MP_OP_DECONV2D:
+        return cuda_conv_compile(k, p);
+    case MP_OP_ATTENTION:
+        return cuda_attention_compile(k, p);
+    default:
+        return cuda_own_compile(k, p);
+    }
+}
+
+static int run_step(const struct call *k)
+{
+    switch (k->s->op) {
+    case MP_OP_CONV2D:
+    case MP_OP_DECONV2D:
+        return cuda_conv_run(k);
+    case MP_OP_ATTENTION:
+        return cuda_attention_run(k);
+    default:
+        return cuda_own_run(k);
+    }
 }
 
 /* Kernels find elements with 32 bits. */
@@ -439,7 +477,7 @@ int cuda_compile(struct mp_device *d, const struct mp_program *p,
     for (size_t i = 0; i < p->nstep && !rc; i++) {
         struct call k = {plan, &plan->step[i], &plan->cuda[i], 0, err};
 
-        rc = is_conv(k.s) ? cuda_conv_compile(&k, p) : cuda_own_compile(&k, p);
+        rc = compile_step(&k, p);
         if (plan->cuda[i].scratch > plan->scratch_bytes)
             plan->scratch_bytes = plan->cuda[i].scratch;
     }
@@ -470,7 +508,7 @@ static int run_steps(struct mp_plan *plan, mp_addr arena, int marks,
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         struct call k = {plan, &plan->step[i], &plan->cuda[i], arena, err};
 
-        rc = is_conv(k.s) ? cuda_conv_run(&k) : cuda_own_run(&k);
+        rc = run_step(&k);
         if (!rc && marks)
             rc = gpu_mark(plan->device->gpu, i + 1, err);
     }

@@ -40,15 +40,15 @@ struct cuda_step {
     const char *name;                         /* of the kernel */
     const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
     size_t scratch;                           /* bytes */
-    /* convolutions */
-    struct lib_plan *lib; /* or NULL: a kernel of ours */
+    struct lib_plan *lib;                     /* or NULL: a kernel of ours */
+    struct lib_plan *lib2; /* attention: the second product */
     enum gpu_kernel kernel;
-    enum mp_dtype type;            /* of the products */
-    int convert_x;                 /* to that type, first; */
-    int widen;                     /* and to 8 channels, or a multiple */
-    size_t x_at, w_at, b_at, work; /* in scratch: x so converted, weights and
-                                      bias that are no constants; the
-                                      library's */
+    enum mp_dtype type;      /* of the products */
+    int convert_x;           /* to that type, first; */
+    int widen;               /* and to 8 channels, or a multiple */
+    size_t x_at, w_at, b_at; /* in scratch: x so converted, weights and bias
+                                that are no constants */
+    size_t work;             /* in scratch: the library's */
 };
 
 struct mp_plan {
@@ -86,6 +86,9 @@ struct g_out cuda_out(const struct call *k);
 /* One element, or eight, per thread; to all of n. */
 int cuda_each(const struct call *k, enum gpu_kernel one, enum gpu_kernel eight,
               int by_eight, size_t n, const void *arg);
+int cuda_launch(const struct call *k, enum gpu_kernel kernel, size_t x,
+                size_t y, size_t z, uint32_t threads, size_t shared,
+                const void *arg);
 /* Convert n elements. */
 int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
                  int act);
@@ -112,6 +115,9 @@ struct phase cuda_phase(int64_t kernel, int64_t stride, int64_t pad,
 /* CONV2D and DECONV2D. */
 int cuda_conv_compile(const struct call *k, const struct mp_program *p);
 int cuda_conv_run(const struct call *k);
+
+int cuda_attention_compile(const struct call *k, const struct mp_program *p);
+int cuda_attention_run(const struct call *k);
 
 /* All other steps. */
 int cuda_own_compile(const struct call *k, const struct mp_program *p);

@@ -79,6 +79,7 @@ struct lib_conv {
     int64_t n, h, w, c, k, r, s, oh, ow;
     struct mp_conv conv;
     int bias, residual, act;
+    int w_ck; /* weights are C,K; of linear layers only */
     int tf32; /* f32 products may be rounded to TF32 first */
 };
 

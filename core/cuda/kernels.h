@@ -99,6 +99,15 @@ struct g_rows {
     int32_t act;
 };
 
+/* y = softmax(scale x) over the last dimension of x rows,C, which is f32 and of
+ * at most GPU_SOFTEN channels. */
+struct g_soften {
+    struct g_out y;
+    const float *x;
+    uint32_t rows, c;
+    float scale;
+};
+
 /* x N,HW,C. The group kernels do it all. Or group_sum, group_join and
  * group_apply, one after the other, with part: N x splits x groups x {the
  * group's first value of the picture, mean less that, sum of squares around the
@@ -145,6 +154,8 @@ struct g_conv {
  *     (or one times 8) element each
  *   geglu: likewise, of the result
  *   rows: a warp each row, GPU_ROWS rows a block
+ *   layer_norm_TYPE: C is a multiple of 8, at most GPU_LAYER
+ *   soften: a block of GPU_THREADS each row
  *   group_TYPE_V: groups x N blocks of GPU_GROUP_THREADS. C / groups is a
  *     multiple of V and at most GPU_GROUP_THREADS V; each thread holds at most
  *     GPU_GROUP_HELD times V elements, at positions GPU_GROUP_THREADS /
@@ -161,6 +172,8 @@ struct g_conv {
 #define GPU_GROUP_THREADS 512
 #define GPU_GROUP_HELD    16
 #define GPU_ROWS          8
+#define GPU_LAYER         1280
+#define GPU_SOFTEN        8192
 #define GPU_THIN          8
 #define GPU_FLASH_QUERIES 64
 #define GPU_FLASH_SLICE   160 /* at most; 128 of the widest */
@@ -187,8 +200,11 @@ struct g_conv {
     X(flip_8, struct g_flip)                                                   \
     X(layer_norm, struct g_rows)                                               \
     X(layer_norm_8, struct g_rows)                                             \
+    X(layer_norm_bf16, struct g_rows)                                          \
+    X(layer_norm_f16, struct g_rows)                                           \
     X(batch_norm, struct g_rows)                                               \
     X(softmax, struct g_rows)                                                  \
+    X(soften_8, struct g_soften)                                               \
     X(argmax, struct g_rows)                                                   \
     X(group_bf16_2, struct g_group)                                            \
     X(group_bf16_4, struct g_group)                                            \

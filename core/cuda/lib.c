@@ -26,9 +26,9 @@ static void key_of(char key[CHOICE_KEY_BYTES], const struct lib_conv *c)
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         n += snprintf(key + n, CHOICE_KEY_BYTES - (size_t)n, " %lld", size[i]);
     snprintf(key + n, CHOICE_KEY_BYTES - (size_t)n,
-             " stride %d pad %d %d %d %d bias %d residual %d act %d tf32 %d",
+             " stride %d pad %d %d %d %d bias %d residual %d act %d%s tf32 %d",
              v->stride, v->top, v->left, v->bottom, v->right, c->bias,
-             c->residual, c->act, c->tf32);
+             c->residual, c->act, c->w_ck ? " ck" : "", c->tf32);
 }
 
 /* Memory that a plan is tried on. */

@@ -76,7 +76,8 @@ static int describe(struct lt_plan *p, const struct lib_conv *c,
     const struct lt_calls *lt = &g->vendor->lt;
     uint64_t m = (uint64_t)(c->n * c->h * c->w), k = (uint64_t)c->c;
     uint64_t n = (uint64_t)c->k;
-    cublasOperation_t turned = CUBLAS_OP_T;
+    cublasOperation_t turned = c->w_ck ? CUBLAS_OP_N : CUBLAS_OP_T;
+    uint64_t w_rows = c->w_ck ? n : k, w_columns = c->w_ck ? k : n;
     cublasLtEpilogue_t e = epilogue(c);
     void *some = (void *)(uintptr_t)4096; /* not read, but must not be NULL
                                              when an algorithm is chosen */
@@ -97,8 +98,9 @@ static int describe(struct lt_plan *p, const struct lib_conv *c,
         rc = set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &some, sizeof some, err);
     if (!rc)
         rc = status(g,
-                    lt->cublasLtMatrixLayoutCreate(&p->w, type_of(c->type), k,
-                                                   n, (int64_t)k),
+                    lt->cublasLtMatrixLayoutCreate(&p->w, type_of(c->type),
+                                                   w_rows, w_columns,
+                                                   (int64_t)w_rows),
                     "weights", err);
     if (!rc)
         rc = status(g,

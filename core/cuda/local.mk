@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 
 # What the tests run on the processor too, with a driver of their own.
-cuda_host = %reldir%/choices.c %reldir%/choices.h \
+cuda_host = %reldir%/attention.c %reldir%/choices.c %reldir%/choices.h \
 	%reldir%/conv.c %reldir%/cuda.c %reldir%/cuda.h \
 	%reldir%/driver.h %reldir%/gpu.c %reldir%/gpu.h %reldir%/kernels.h \
 	%reldir%/lib.c %reldir%/lib.h %reldir%/own.c

@@ -12,6 +12,28 @@ static DEV uint32_t my_lane()
     return threadIdx.x % 32;
 }
 
+/* V elements as they are in memory. */
+template <int TYPE, int V> struct held {
+    halves<V> in;
+    DEV float operator[](int j) const
+    {
+        return to_float(in.v[j], TYPE);
+    }
+};
+template <int V> struct held<MP_F32, V> {
+    floats<V> in;
+    DEV float operator[](int j) const
+    {
+        return in.v[j];
+    }
+};
+
+template <int TYPE, int V>
+static DEV held<TYPE, V> hold(const void *x, uint32_t i)
+{
+    return ((const held<TYPE, V> *)x)[i / V];
+}
+
 /* ---- rows: a warp each; what it reads twice comes from the cache ---- */
 
 template <int V> static DEV void do_layer_norm(const g_rows &a)
@@ -44,6 +66,53 @@ template <int V> static DEV void do_layer_norm(const g_rows &a)
             v[j] = (v[j] - mean) * scale * w[j] + b[j];
         activate_all<V>(v, a.act);
         store<V>(a.y, from + i, v);
+    }
+}
+
+/* The same of a row that the warp can hold. */
+template <int TYPE> static DEV void do_layer_norm_held(const g_rows &a)
+{
+    constexpr int HELD = GPU_LAYER / 32 / 8;
+    uint32_t row = my_row(), from = row * a.c;
+    float v[8], w[8], b[8], sum = 0, square = 0, mean, scale;
+    held<TYPE, 8> x[HELD];
+
+    if (row >= a.rows)
+        return;
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * 32 + my_lane()) * 8;
+
+        if (i < a.c)
+            x[k] = hold<TYPE, 8>(a.x.p, from + i);
+    }
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+        if ((k * 32 + my_lane()) * 8 < a.c)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum += x[k][j];
+    mean = warp_sum(sum) / (float)a.c;
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+        if ((k * 32 + my_lane()) * 8 < a.c)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                square += (x[k][j] - mean) * (x[k][j] - mean);
+    scale = 1 / sqrtf(warp_sum(square) / (float)a.c + a.eps);
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * 32 + my_lane()) * 8;
+
+        if (i >= a.c)
+            break;
+        load<8>(w, a.weight, i);
+        load<8>(b, a.bias, i);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = (x[k][j] - mean) * scale * w[j] + b[j];
+        activate_all<8>(v, a.act);
+        store<8>(a.y, from + i, v);
     }
 }
 
@@ -86,6 +155,79 @@ static DEV void do_softmax(const g_rows &a)
         load<1>(&v, a.x, from + i);
         v = expf(v - most) / sum;
         store<1>(a.y, from + i, &v);
+    }
+}
+
+/* Of the whole block, of 32 N threads; `each` has N numbers. */
+static DEV float block_sum(float v, float *each)
+{
+    float all = 0;
+
+    v = warp_sum(v);
+    __syncthreads(); /* the last sum has been read */
+    if (my_lane() == 0)
+        each[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (uint32_t i = 0; i < blockDim.x / 32; i++)
+        all += each[i];
+    return all;
+}
+
+/* Likewise the largest. */
+static DEV float block_max(float v, float *each)
+{
+    float most = -INFINITY;
+
+    v = warp_max(v);
+    __syncthreads();
+    if (my_lane() == 0)
+        each[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (uint32_t i = 0; i < blockDim.x / 32; i++)
+        most = fmaxf(most, each[i]);
+    return most;
+}
+
+/* Softmax of a row that the block can hold. */
+static DEV void do_soften(const g_soften &a)
+{
+    constexpr int HELD = GPU_SOFTEN / GPU_THREADS / 8;
+    __shared__ float each[GPU_THREADS / 32];
+    float scale = a.scale * 1.44269504f, most = -INFINITY, sum = 0, by;
+    uint32_t from = blockIdx.x * a.c;
+    float v[HELD][8];
+
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * GPU_THREADS + threadIdx.x) * 8;
+
+        if (i < a.c)
+            load<8>(v[k], g_in{a.x, MP_F32}, from + i);
+        else
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                v[k][j] = -INFINITY;
+    }
+#pragma unroll
+    for (int i = 0; i < HELD * 8; i++)
+        most = fmaxf(most, v[i / 8][i % 8]);
+    most = block_max(most, each);
+#pragma unroll
+    for (int i = 0; i < HELD * 8; i++) {
+        v[i / 8][i % 8] = exp2_fast((v[i / 8][i % 8] - most) * scale);
+        sum += v[i / 8][i % 8];
+    }
+    by = 1 / block_sum(sum, each);
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * GPU_THREADS + threadIdx.x) * 8;
+
+        if (i >= a.c)
+            break;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[k][j] *= by;
+        store<8>(a.y, from + i, v[k]);
     }
 }
 
@@ -139,28 +281,6 @@ static DEV void do_argmax(const g_rows &a)
             f<MP_F32, v>(a);                                                   \
     } while (0)
 
-/* V elements as they are in memory. */
-template <int TYPE, int V> struct held {
-    halves<V> in;
-    DEV float operator[](int j) const
-    {
-        return to_float(in.v[j], TYPE);
-    }
-};
-template <int V> struct held<MP_F32, V> {
-    floats<V> in;
-    DEV float operator[](int j) const
-    {
-        return in.v[j];
-    }
-};
-
-template <int TYPE, int V>
-static DEV held<TYPE, V> hold(const void *x, uint32_t i)
-{
-    return ((const held<TYPE, V> *)x)[i / V];
-}
-
 /* For results of 16 bits, functions need not be better than that. */
 template <int V> static DEV void activate_for(float *v, int act, int type)
 {
@@ -170,21 +290,6 @@ template <int V> static DEV void activate_for(float *v, int act, int type)
             v[j] = silu_fast(v[j]);
     else
         activate_all<V>(v, act);
-}
-
-/* Of the whole block, of 32 N threads; `each` has N numbers. */
-static DEV float block_sum(float v, float *each)
-{
-    float all = 0;
-
-    v = warp_sum(v);
-    __syncthreads(); /* the last sum has been read */
-    if (my_lane() == 0)
-        each[threadIdx.x / 32] = v;
-    __syncthreads();
-    for (uint32_t i = 0; i < blockDim.x / 32; i++)
-        all += each[i];
-    return all;
 }
 
 /* A group by one block, which holds it in registers. Threads stand in rows of
@@ -435,8 +540,11 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 #define ROWS_THREADS (32 * GPU_ROWS)
 KERNEL(layer_norm, g_rows, ROWS_THREADS, 1, do_layer_norm<1>(a))
 KERNEL(layer_norm_8, g_rows, ROWS_THREADS, 1, do_layer_norm<8>(a))
+KERNEL(layer_norm_bf16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_BF16>(a))
+KERNEL(layer_norm_f16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_F16>(a))
 KERNEL(batch_norm, g_rows, ROWS_THREADS, 1, do_batch_norm(a))
 KERNEL(softmax, g_rows, ROWS_THREADS, 1, do_softmax(a))
+KERNEL(soften_8, g_soften, GPU_THREADS, 1, do_soften(a))
 KERNEL(argmax, g_rows, ROWS_THREADS, 1, do_argmax(a))
 #define GROUP_WHOLE(v)                                                         \
     KERNEL(group_bf16_##v, g_group, GPU_GROUP_THREADS, 1,                      \

@@ -18,119 +18,6 @@ static uint32_t rows(const struct mp_value *v)
     return (uint32_t)v->count / last(v);
 }
 
-static int launch(const struct call *k, enum gpu_kernel kernel, size_t x,
-                  size_t y, size_t z, uint32_t threads, size_t shared,
-                  const void *arg)
-{
-    const struct gpu_launch l = {
-        .kernel = kernel,
-        .grid = {(uint32_t)x, (uint32_t)y, (uint32_t)z},
-        .threads = threads,
-        .shared = shared,
-        .arg = arg,
-    };
-
-    return gpu_launch(k->plan->device->gpu, &l, k->err);
-}
-
-/* ---- attention ---- */
-
-static const struct {
-    uint32_t width, slice, keys; /* as in attention.cu */
-    int wide;
-    enum gpu_kernel bf16, f16;
-    enum gpu_kernel bf16_2, f16_2; /* for twice the queries, or the same */
-} flash[] = {
-    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48, GPU_flash_bf16_48_2,
-     GPU_flash_f16_48_2},
-    {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80, GPU_flash_bf16_80_2,
-     GPU_flash_f16_80_2},
-    {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160, GPU_flash_bf16_160,
-     GPU_flash_f16_160},
-    {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512, GPU_flash_bf16_512,
-     GPU_flash_f16_512},
-};
-#define NFLASH (int)(sizeof flash / sizeof *flash)
-
-static uint32_t head_width(const struct call *k)
-{
-    return last(cuda_in_value(k, 0)) / (uint32_t)k->s->attr.heads;
-}
-
-/* Row of the table, or -1: only the exact kernel will do. */
-static int flash_for(const struct call *k)
-{
-    uint32_t d = head_width(k);
-    int t = cuda_in_value(k, 0)->dtype, i = 0;
-
-    if ((t != MP_BF16 && t != MP_F16) || d % 8)
-        return -1;
-    for (int j = 1; j < 3; j++)
-        if (cuda_in(k, j).type != t)
-            return -1;
-    while (i < NFLASH && flash[i].width < d)
-        i++;
-    return i < NFLASH ? i : -1;
-}
-
-static int attention(const struct call *k)
-{
-    const struct mp_value *q = cuda_in_value(k, 0), *kv = cuda_in_value(k, 1);
-    const struct g_attention a = {
-        .y = cuda_out(k),
-        .q = cuda_in(k, 0),
-        .k = cuda_in(k, 1),
-        .v = cuda_in(k, 2),
-        .n = (uint32_t)q->dim[0],
-        .t = (uint32_t)q->dim[1],
-        .s = (uint32_t)kv->dim[1],
-        .heads = (uint32_t)k->s->attr.heads,
-        .d = head_width(k),
-        .kv_batch = kv->dim[0] == 1 ? 0 : (uint32_t)(kv->dim[1] * kv->dim[2]),
-        .scale = k->s->attr.scale,
-    };
-    int i = flash_for(k), bf16 = a.q.type == MP_BF16;
-    uint32_t queries = GPU_FLASH_QUERIES;
-    enum gpu_kernel kernel;
-    size_t shared;
-
-    if (i < 0)
-        return launch(k, GPU_attention, (a.t + GPU_ROWS - 1) / GPU_ROWS,
-                      a.heads, a.n, 32 * GPU_ROWS,
-                      GPU_ROWS * a.d * sizeof(float), &a);
-    shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
-    if (flash[i].wide)
-        shared += GPU_FLASH_QUERIES * (flash[i].width + 8);
-    else
-        shared *= 2; /* stages */
-    kernel = bf16 ? flash[i].bf16 : flash[i].f16;
-    if ((uint64_t)a.t * a.heads * a.n / (2 * queries) >=
-        gpu_processors(k->plan->device->gpu)) {
-        enum gpu_kernel more = bf16 ? flash[i].bf16_2 : flash[i].f16_2;
-
-        queries *= more == kernel ? 1 : 2;
-        kernel = more;
-    }
-    return launch(k, kernel, (a.t + queries - 1) / queries,
-                  a.heads * ((a.d + flash[i].slice - 1) / flash[i].slice), a.n,
-                  128, shared * sizeof(uint16_t), &a);
-}
-
-static const char *attention_name(const struct call *k)
-{
-    return flash_for(k) < 0 ? "attention" : "flash";
-}
-
-static int attention_check(const struct call *k)
-{
-    if (GPU_ROWS * head_width(k) * sizeof(float) >
-        gpu_shared(k->plan->device->gpu))
-        return mp_fail(k->err, MP_ENOTSUP,
-                       "cuda: attention: heads of %u channels are too wide",
-                       head_width(k));
-    return 0;
-}
-
 /* ---- norms ---- */
 
 static uint64_t positions(const struct mp_value *x)
@@ -214,16 +101,16 @@ static int group_norm(const struct call *k)
     uint32_t blocks = between(1, (uint64_t)a.hw * a.c / 16384, a.hw);
 
     if (held != NO_KERNEL)
-        return launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
-    rc = launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
-                GPU_THREADS, 2 * seats * sizeof(float), &a);
+        return cuda_launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
+    rc = cuda_launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n,
+                     1, GPU_THREADS, 2 * seats * sizeof(float), &a);
     if (!rc)
-        rc = launch(k, GPU_group_join,
-                    (a.n * a.groups + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
-                    32 * GPU_ROWS, 0, &a);
+        rc = cuda_launch(k, GPU_group_join,
+                         (a.n * a.groups + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                         32 * GPU_ROWS, 0, &a);
     if (!rc)
-        rc = launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks, a.n,
-                    1, GPU_THREADS, 0, &a);
+        rc = cuda_launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
+                         a.n, 1, GPU_THREADS, 0, &a);
     return rc;
 }
 
@@ -250,9 +137,12 @@ static int by_rows(const struct call *k)
     for (int i = 1; i < k->s->nin; i++)
         *more[i - 1] = cuda_in(k, i);
     if (which == GPU_layer_norm && a.c % 8 == 0)
-        which = GPU_layer_norm_8;
-    return launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
-                  32 * GPU_ROWS, 0, &a);
+        which = a.c > GPU_LAYER       ? GPU_layer_norm_8
+                : a.x.type == MP_BF16 ? GPU_layer_norm_bf16
+                : a.x.type == MP_F16  ? GPU_layer_norm_f16
+                                      : GPU_layer_norm_8;
+    return cuda_launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                       32 * GPU_ROWS, 0, &a);
 }
 
 /* ---- pointwise ---- */
@@ -411,7 +301,6 @@ static const struct {
     size_t (*scratch)(const struct call *k);
     const char *name;
 } table[MP_OP_COUNT] = {
-    [MP_OP_ATTENTION] = {attention, NULL, NULL},
     [MP_OP_GROUP_NORM] = {group_norm, group_norm_scratch, "own"},
     [MP_OP_LAYER_NORM] = {by_rows, NULL, "own"},
     [MP_OP_BATCH_NORM] = {by_rows, NULL, "own"},
@@ -430,17 +319,6 @@ static const struct {
     [MP_OP_FLOAT] = {map, NULL, "own"},
 };
 
-/* Keys and values go into products with queries of 16 bits. */
-static enum mp_dtype type_of(const struct call *k, int i)
-{
-    enum mp_dtype q = cuda_in_value(k, 0)->dtype;
-
-    return k->s->op == MP_OP_ATTENTION && i > 0 &&
-                   cuda_in_value(k, 0)->place != MP_CONSTANT
-               ? q
-               : MP_F32;
-}
-
 int cuda_own_compile(const struct call *k, const struct mp_program *p)
 {
     int rc = 0;
@@ -450,13 +328,10 @@ int cuda_own_compile(const struct call *k, const struct mp_program *p)
                        (int)k->s->op);
     for (int i = 0; i < k->s->nin && !rc; i++)
         if (cuda_in_value(k, i)->place == MP_CONSTANT)
-            rc = cuda_pack(k, p, i, PLAIN, type_of(k, i));
-    if (!rc && k->s->op == MP_OP_ATTENTION)
-        rc = attention_check(k);
+            rc = cuda_pack(k, p, i, PLAIN, MP_F32);
     if (!rc && table[k->s->op].scratch)
         k->c->scratch = table[k->s->op].scratch(k);
-    k->c->name = k->s->op == MP_OP_ATTENTION && !rc ? attention_name(k)
-                                                    : table[k->s->op].name;
+    k->c->name = table[k->s->op].name;
     return rc;
 }
 
