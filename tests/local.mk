@@ -47,7 +47,8 @@ shell_tests = \
 	core/cpu/attention.c core/cpu/blocks.c core/cpu/norm.c \
 	core/cpu/pointwise.c core/cpu/reorder.c core/cpu/spatial.c \
 	core/cpu/kernels.h core/cpu/simd.h
-%canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
+%canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) \
+	-ffp-contract=fast
 %canon_reldir%_test_kernels_LDADD = $(LDADD) $(ONEDNN_LIBS)
 
 # It compares with libpng itself.
