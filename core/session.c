@@ -623,7 +623,9 @@ int mp_session_new(struct mp_session **out, struct mp_arena *a,
     int rc = s ? mp_graph_check(g, err) : no_memory(err);
 
     if (!rc)
-        rc = mp_net_make(&net, g, err);
+        /* in 16 bits it has not been measured yet */
+        rc = mp_net_make(&net, g, a->backend->commutes && precision == MP_F32,
+                         err);
     if (!rc)
         rc = check_outputs(&net, g, err);
     if (rc)
@@ -849,6 +851,10 @@ void mp_session_dump(const struct mp_session *s, FILE *out)
                 fputs(" +residual", out);
             dump_value(s, p->in[i], out);
         }
+        if (p->attr.up_h)
+            fprintf(out, " of %s %dx%d",
+                    p->attr.nearest ? "nearest" : "bilinear", (int)p->attr.up_h,
+                    (int)p->attr.up_w);
         fprintf(out, "%s ->", act[p->attr.act]);
         dump_value(s, p->out, out);
         fprintf(out, "  %s\n", s->arena->backend->kernel(s->plan, k));

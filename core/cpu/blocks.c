@@ -578,8 +578,7 @@ static void add_chunk(const struct block *b, const struct engine *e, float *m,
 }
 
 /* Times WIDE channels for one reading of all points of a block's tiles, which
- * grow with the depth beyond the second cache; what m takes of it grows, too.
- */
+ * are too many for the second cache if the depth is large; so is all of m. */
 static int64_t wides_of(int64_t depth)
 {
     int64_t n = depth / CHUNK;

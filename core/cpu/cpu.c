@@ -484,6 +484,7 @@ const struct mp_backend mp_backend_cpu = {
     .name = "cpu",
     .summary = "oneDNN and OpenMP on the processor",
     .wide_sums = 1,
+    .commutes = 1,
     .probe = cpu_probe,
     .info = cpu_info,
     .open = cpu_open,
