@@ -432,6 +432,14 @@ static mp_node case_attention_d512(struct mp_graph *g)
     return attention(g, 1, 77, 77, 512, 1, 1);
 }
 
+/* One chain of additions over all keys would cost digits; of values that are
+ * all positive, so that nothing but rounding takes any away. */
+static mp_node case_attention_keys(struct mp_graph *g)
+{
+    return mp_attention(g, IN(1, 24, 40), IN(1, 16000, 40),
+                        mp_act(g, IN(1, 16000, 40), MP_SIGMOID), 1, 0.125f);
+}
+
 static mp_node case_attention_one(struct mp_graph *g)
 {
     return attention(g, 1, 1, 1, 16, 2, 1);
@@ -782,6 +790,7 @@ static const struct {
     C(conv_enlarged_residual),
     C(conv_joined),
     C(conv_joined_residual),
+    C(attention_keys),
 #undef C
 #undef SHARP
 };

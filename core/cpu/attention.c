@@ -593,20 +593,17 @@ K_INLINE void exp2_slim(k_vec8 *x)
 
 K_MULTI(soften_plain, (struct block * b, int64_t keys), (b, keys))
 {
-    k_vec8 most[SLIM], sum[SLIM];
+    k_vec8 most[SLIM], part[SLIM], shrink[SLIM];
 
     UNROLL
     for (int j = 0; j < SLIM; j++) {
-        k_vec8 c;
-
-        get8(&c, b->most + 8 * j);
+        get8(&shrink[j], b->most + 8 * j);
         get8(&most[j], b->shrink + 8 * j);
-        get8(&sum[j], b->sum + 8 * j);
-        c -= most[j];
-        exp2_slim(&c);
-        sum[j] *= c;
+        shrink[j] -= most[j];
+        exp2_slim(&shrink[j]);
+        part[j] = (k_vec8){0};
         put8(b->most + 8 * j, &most[j]);
-        put8(b->shrink + 8 * j, &c);
+        put8(b->shrink + 8 * j, &shrink[j]);
     }
     for (int64_t k = 0; k < keys; k++) {
         float *s = b->s + k * SLIM_ROW;
@@ -618,13 +615,18 @@ K_MULTI(soften_plain, (struct block * b, int64_t keys), (b, keys))
             get8(&p, s + 8 * j);
             p -= most[j];
             exp2_slim(&p);
-            sum[j] += p;
+            part[j] += p;
             put8(s + 8 * j, &p);
         }
     }
     UNROLL
-    for (int j = 0; j < SLIM; j++)
-        put8(b->sum + 8 * j, &sum[j]);
+    for (int j = 0; j < SLIM; j++) {
+        k_vec8 sum;
+
+        get8(&sum, b->sum + 8 * j);
+        sum = sum * shrink[j] + part[j];
+        put8(b->sum + 8 * j, &sum);
+    }
 }
 
 static void load_plain(float *to, const void *from, int64_t row_bytes,
