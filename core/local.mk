@@ -58,7 +58,11 @@ libmpipe_la_SOURCES = \
 	%reldir%/eval/oks.c \
 	%reldir%/eval/pairs.c %reldir%/eval/pairs.h \
 	%reldir%/eval/report.c \
-	%reldir%/eval/seg_metrics.c
+	%reldir%/eval/seg_metrics.c \
+	%reldir%/train/adamw.c %reldir%/train/adamw.h \
+	%reldir%/train/augment.c %reldir%/train/augment.h \
+	%reldir%/train/loss.c %reldir%/train/loss.h \
+	%reldir%/train/schedule.c %reldir%/train/schedule.h
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

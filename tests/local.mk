@@ -23,6 +23,7 @@ unit_tests = \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_share \
+	%reldir%/test_train \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
