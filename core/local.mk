@@ -24,6 +24,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/picture_write.c \
 	%reldir%/pipeline.c %reldir%/pipeline.h \
 	%reldir%/png_fast.c %reldir%/png_fast.h \
+	%reldir%/png_filter.c \
 	%reldir%/progress.c %reldir%/progress.h \
 	%reldir%/rainbow.c \
 	%reldir%/record.c %reldir%/record.h \
