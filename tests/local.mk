@@ -42,6 +42,8 @@ shell_tests = \
 	%reldir%/heads.c %reldir%/heads.h
 %canon_reldir%_test_heads_SOURCES = %reldir%/test_heads.c \
 	%reldir%/heads.c %reldir%/heads.h
+%canon_reldir%_test_resize_SOURCES = %reldir%/test_resize.c \
+	%reldir%/heads.c %reldir%/heads.h
 
 # Kernels are no part of the library's interface: compiled in.
 %canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \

@@ -753,6 +753,56 @@ START_TEST(varied)
 }
 END_TEST
 
+/* ---- mirrored poses ---- */
+
+static void open_flip(void)
+{
+    tensors = golden_open(golden_path("pose_flip.safetensors"));
+    file = golden_json(golden_path("coco_keypoints_17.json"));
+    ck_assert(tensors != NULL && file != NULL);
+}
+
+/* What each joint is on the other side; itself in the middle. */
+static void read_swaps(uint8_t *swap)
+{
+    const json_t *list = json_object_get(file, "keypoints"), *p, *q;
+    size_t k, j;
+
+    json_array_foreach(list, k, p)
+    {
+        swap[k] = (uint8_t)k;
+        json_array_foreach(list, j,
+                           q) if (!strcmp(text(p, "swap"), text(q, "name")))
+            swap[k] = (uint8_t)j;
+    }
+    ck_assert_uint_eq(k, 17);
+}
+
+/* x, y, 0 of each joint, and likewise how visible it is. */
+START_TEST(mirrored_joints)
+{
+    const float *from = get("joints", "")->data;
+    const float *seen = get("visible", "")->data;
+    const float *want = get("joints_flipped_w211", "")->data;
+    const float *seen_then = get("visible_flipped", "")->data;
+    float joint[17][2], visible[17];
+    uint8_t swap[17];
+
+    read_swaps(swap);
+    for (int k = 0; k < 17; k++) {
+        joint[k][0] = from[3 * k];
+        joint[k][1] = from[3 * k + 1];
+        visible[k] = seen[3 * k];
+    }
+    mp_mirror_joints(joint, visible, swap, 17, 211);
+    for (int k = 0; k < 17; k++) {
+        ck_assert_float_eq(joint[k][0], want[3 * k]);
+        ck_assert_float_eq(joint[k][1], want[3 * k + 1]);
+        ck_assert_float_eq(visible[k], seen_then[3 * k]);
+    }
+}
+END_TEST
+
 /* ---- targets of poses ---- */
 
 START_TEST(targets)
@@ -862,6 +912,7 @@ int main(void)
     tcase_add_test(t, changes);
     tcase_add_test(t, crops);
     tcase_add_test(t, varied);
+    tcase_add_test(part(s, "flip", open_flip), mirrored_joints);
     t = part(s, "targets", open_targets);
     tcase_add_test(t, targets);
     tcase_add_loop_test(t, far_targets, 0, 5);

@@ -175,6 +175,29 @@ int mp_crop_is_varied(const uint8_t *labels, int32_t w, int32_t h,
     return classes > 1 && (double)most / (double)all < 0.75;
 }
 
+static void exchange(float *a, float *b)
+{
+    float x = *a;
+
+    *a = *b;
+    *b = x;
+}
+
+void mp_mirror_joints(float (*joint)[2], float *visible, const uint8_t *swap,
+                      size_t n, float width)
+{
+    for (size_t k = 0; k < n; k++)
+        if (swap[k] > k) {
+            exchange(&joint[k][0], &joint[swap[k]][0]);
+            exchange(&joint[k][1], &joint[swap[k]][1]);
+            exchange(&visible[k], &visible[swap[k]]);
+        }
+    for (size_t k = 0; k < n; k++) {
+        joint[k][0] = (width - 1 - joint[k][0]) * visible[k];
+        joint[k][1] *= visible[k];
+    }
+}
+
 void mp_pad_right_bottom(uint8_t *dst, int32_t dw, int32_t dh,
                          const uint8_t *src, int32_t w, int32_t h, size_t bytes,
                          uint8_t fill)

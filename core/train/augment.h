@@ -64,6 +64,12 @@ int32_t mp_crop_at(int32_t size, int32_t crop, double u);
 int mp_crop_is_varied(const uint8_t *labels, int32_t w, int32_t h,
                       size_t stride);
 
+/* n joints, x and y in pixels, of a picture of this width that is mirrored:
+ * joint k and joint swap[k], left and right, change places. visible: 0 or 1;
+ * joints that are not become 0, 0, as published. */
+void mp_mirror_joints(float (*joint)[2], float *visible, const uint8_t *swap,
+                      size_t n, float width);
+
 /* dst, dw x dh pixels of so many bytes, holds src, w x h, at the top left and
  * `fill` elsewhere. */
 void mp_pad_right_bottom(uint8_t *dst, int32_t dw, int32_t dh,
