@@ -82,6 +82,29 @@ static void near(const char *id, const char *what, double got, double want,
                   "%s: %s is %.15g, not %.15g", id, what, got, want);
 }
 
+/* Cases of a file that are alike, and how many there are. */
+struct kind {
+    const char *name;
+    size_t count;
+    void (*one)(const json_t *c);
+};
+
+static void every(const struct kind *k, size_t all)
+{
+    const json_t *list = json_object_get(file, "cases"), *c;
+    size_t i, done = 0;
+
+    json_array_foreach(list, i, c)
+    {
+        if (strcmp(text(c, "kind"), k->name))
+            continue;
+        k->one(c);
+        done++;
+    }
+    ck_assert_uint_eq(done, k->count);
+    ck_assert_uint_eq(i, all);
+}
+
 /* ---- losses ----
  *
  * Inputs are stored in 64 bits and rounded to 32 here, for which the file asks
@@ -303,28 +326,14 @@ static void one_joints(const json_t *c)
     free(out);
 }
 
+static const struct kind loss_kinds[] = {{"segmentation", 9, one_segmentation},
+                                         {"lovasz_weights", 5, one_weights},
+                                         {"silog", 4, one_silog},
+                                         {"joints_mse", 3, one_joints}};
+
 START_TEST(losses)
 {
-    static const struct {
-        const char *kind;
-        size_t count;
-        void (*one)(const json_t *);
-    } kinds[] = {{"segmentation", 9, one_segmentation},
-                 {"lovasz_weights", 5, one_weights},
-                 {"silog", 4, one_silog},
-                 {"joints_mse", 3, one_joints}};
-    const json_t *list = json_object_get(file, "cases"), *c;
-    size_t i, done = 0;
-
-    json_array_foreach(list, i, c)
-    {
-        if (strcmp(text(c, "kind"), kinds[_i].kind))
-            continue;
-        kinds[_i].one(c);
-        done++;
-    }
-    ck_assert_uint_eq(done, kinds[_i].count);
-    ck_assert_uint_eq(json_array_size(list), 9 + 5 + 4 + 3);
+    every(&loss_kinds[_i], 9 + 5 + 4 + 3);
 }
 END_TEST
 
@@ -412,27 +421,14 @@ static void pose_rates(const json_t *c)
     ck_assert_uint_gt(i, 10);
 }
 
+static const struct kind rate_kinds[] = {
+    {"depth_poly_updown", 5, depth_rates},
+    {"seg_poly_linear_warmup", 4, seg_rates},
+    {"pose_step_linear_warmup", 2, pose_rates}};
+
 START_TEST(rates)
 {
-    static const struct {
-        const char *kind;
-        size_t count;
-        void (*one)(const json_t *);
-    } kinds[] = {{"depth_poly_updown", 5, depth_rates},
-                 {"seg_poly_linear_warmup", 4, seg_rates},
-                 {"pose_step_linear_warmup", 2, pose_rates}};
-    const json_t *list = json_object_get(file, "cases"), *c;
-    size_t i, done = 0;
-
-    json_array_foreach(list, i, c)
-    {
-        if (strcmp(text(c, "kind"), kinds[_i].kind))
-            continue;
-        kinds[_i].one(c);
-        done++;
-    }
-    ck_assert_uint_eq(done, kinds[_i].count);
-    ck_assert_uint_eq(json_array_size(list), 5 + 4 + 2);
+    every(&rate_kinds[_i], 5 + 4 + 2);
 }
 END_TEST
 

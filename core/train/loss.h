@@ -19,9 +19,9 @@
 /* ---- segmentation: a head learns by the sum of both, an auxiliary head by
  * 0.4 times the first ----
  *
- * logits: f32 pixels x classes of the whole batch, at the size of the labels.
- * labels: u8, one per pixel; those that are no class (255, and nothing else in
- * files that were checked) are ignored. */
+ * logits: f32 pixels x classes of the whole batch, at the size of the labels;
+ * 1 to 255 classes. labels: u8, one per pixel; those that are no class (255,
+ * and nothing else in files that were checked) are ignored. */
 
 /* Cross entropy: the mean of -log softmax over all pixels, where an ignored one
  * counts as 0. */
