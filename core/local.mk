@@ -43,6 +43,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/picture_write.c \
 	%reldir%/pipeline.c %reldir%/pipeline.h \
 	%reldir%/png_fast.c %reldir%/png_fast.h \
+	%reldir%/png_filter.c \
 	%reldir%/progress.c %reldir%/progress.h \
 	%reldir%/rainbow.c \
 	%reldir%/record.c %reldir%/record.h \
@@ -64,7 +65,11 @@ libmpipe_la_SOURCES = \
 	%reldir%/eval/oks.c \
 	%reldir%/eval/pairs.c %reldir%/eval/pairs.h \
 	%reldir%/eval/report.c \
-	%reldir%/eval/seg_metrics.c
+	%reldir%/eval/seg_metrics.c \
+	%reldir%/train/adamw.c %reldir%/train/adamw.h \
+	%reldir%/train/augment.c %reldir%/train/augment.h \
+	%reldir%/train/loss.c %reldir%/train/loss.h \
+	%reldir%/train/schedule.c %reldir%/train/schedule.h
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

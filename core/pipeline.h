@@ -32,6 +32,7 @@ struct mp_pipeline_conf { /* borrowed until close */
     enum mp_precision precision;
     int threads; /* 0: all that the process may use */
     int strict;  /* nonzero: tensors that nothing uses are an error */
+    const struct mp_classes *classes; /* of the settings; NULL: none */
     /* To share with other pipelines, see device.h; NULL: with none. */
     struct mp_devices *devices;
 };

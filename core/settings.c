@@ -537,6 +537,7 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
         .strict = s->model.strict,
+        .classes = s->classes,
         .devices = devices,
     };
     int rc = mp_pipeline_open(p, &c, err);

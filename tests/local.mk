@@ -23,6 +23,7 @@ unit_tests = \
 	%reldir%/test_protocol \
 	%reldir%/test_resize \
 	%reldir%/test_share \
+	%reldir%/test_train \
 	%reldir%/test_weights
 shell_tests = \
 	%reldir%/cli.sh \
@@ -40,6 +41,8 @@ shell_tests = \
 %canon_reldir%_test_depth_SOURCES = %reldir%/test_depth.c \
 	%reldir%/heads.c %reldir%/heads.h
 %canon_reldir%_test_heads_SOURCES = %reldir%/test_heads.c \
+	%reldir%/heads.c %reldir%/heads.h
+%canon_reldir%_test_resize_SOURCES = %reldir%/test_resize.c \
 	%reldir%/heads.c %reldir%/heads.h
 
 # Kernels are no part of the library's interface: compiled in.
