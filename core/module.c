@@ -5,6 +5,7 @@
  * says "file not found" to everything.
  */
 #include <dlfcn.h>
+#include <errno.h>
 #include <ltdl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,11 +74,14 @@ static const lt_dlvtable now_loader = {
 
 static int start(struct mp_error *err)
 {
+    lt_dlvtable *lazy;
+
     if (state.up)
         return 0;
-    if (lt_dlinit() || lt_dlloader_add(&now_loader))
+    if (lt_dlinit() || lt_dlloader_add(&now_loader) ||
+        !(lazy = lt_dlloader_remove("lt_dlopen")))
         return mp_fail(err, MP_ENOTSUP, "libltdl: %s", lt_dlerror());
-    free(lt_dlloader_remove("lt_dlopen")); /* it gives its table back */
+    free(lazy);
     state.up = 1;
     return 0;
 }
@@ -134,7 +138,10 @@ static int load(const void **out, enum kind kind, const char *file,
         return err->code;
     base_name(stem, sizeof stem, file);
     state.reason[0] = '\0';
+    errno = 0;
     h = lt_dlopenext(file);
+    if (!h && errno == ENOMEM)
+        return mp_fail(err, MP_ENOMEM, "%s: out of memory", file);
     if (!h)
         return mp_fail(err, MP_EABI, "%s cannot be loaded: %s", file,
                        *state.reason ? state.reason : lt_dlerror());
@@ -204,19 +211,24 @@ static int visit_file(const char *file, void *data)
 static int visit_all(struct visit *v, struct mp_error *err)
 {
     char *all, *save = NULL;
-    int rc = start(err);
+    int rc = start(err), stop = 0;
 
     if (rc)
         return rc;
     all = folders(v->kind);
     if (!all)
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    for (char *dir = strtok_r(all, ":", &save); dir && !rc;
-         dir = strtok_r(NULL, ":", &save))
-        if (*dir == '/')
-            rc = lt_dlforeachfile(dir, visit_file, v);
+    for (char *dir = strtok_r(all, ":", &save); dir && !stop && !rc;
+         dir = strtok_r(NULL, ":", &save)) {
+        if (*dir != '/')
+            continue;
+        errno = 0; /* out of memory, libltdl passes files over */
+        stop = lt_dlforeachfile(dir, visit_file, v);
+        if (!stop && errno == ENOMEM)
+            rc = mp_fail(err, MP_ENOMEM, "%s: out of memory", dir);
+    }
     free(all);
-    return 0;
+    return rc;
 }
 
 /* ---- finding one ---- */
