@@ -501,8 +501,10 @@ int main(int argc, char **argv)
     int rc, status = 0;
 
     a.assign = calloc((size_t)argc + 1, sizeof *a.assign);
-    if (!a.assign)
+    if (!a.assign) {
+        mp_log(MP_LOG_ERROR, NULL, "out of memory");
         return EXIT_FAILED;
+    }
     catch_signals();
     keep_memory();
     rc = parse(&a, argc, argv, &err);

@@ -235,8 +235,10 @@ int main(int argc, char **argv)
 
     a.assign = calloc((size_t)argc, sizeof *a.assign);
     a.worker = calloc(2 * (size_t)argc + 3, sizeof *a.worker);
-    if (!a.assign || !a.worker)
+    if (!a.assign || !a.worker) {
+        mp_log(MP_LOG_ERROR, NULL, "out of memory");
         return EXIT_FAILED;
+    }
     if (parse(&a, argc, argv, &status, &err))
         status = EXIT_WRONG_USE;
     if (status < 0 && a.is_worker)
