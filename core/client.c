@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "client.h"
+#include "json.h"
 #include "record.h"
 
 #define HEAD_MAX 16384
@@ -189,15 +190,17 @@ static json_t *ask_json(struct mp_client *c, int *status, const char *method,
                         const char *path, struct mp_error *err)
 {
     struct answer a;
+    json_error_t why;
     json_t *o = NULL;
+    int rc;
 
     *status = 0;
     if (ask(c, &a, method, path, "", "", 0, err))
         return NULL;
     *status = a.status;
-    o = json_loadb(a.body, a.n, JSON_REJECT_DUPLICATES, NULL);
+    rc = mp_json_parse(&o, a.body, a.n, &why, err);
     free(a.body);
-    if (!o)
+    if (rc == MP_EFORMAT)
         mp_fail(err, MP_EIO, "%s: the answer is no JSON", c->at.sun_path);
     return o;
 }
@@ -471,9 +474,13 @@ static int take_results(struct mp_keep *k, const struct answer *a,
 {
     size_t head = a->head < 0 ? a->n : (size_t)a->head, left = a->n - head;
     const char *at = a->body + head;
-    json_t *o = json_loadb(a->body, head, JSON_REJECT_DUPLICATES, NULL), *one;
-    int rc = o ? 0 : mp_fail(err, MP_EIO, "mpiped's answer is no JSON");
+    json_error_t why;
+    json_t *o, *one;
+    int rc = mp_json_parse(&o, a->body, head, &why, err);
     size_t i;
+
+    if (rc == MP_EFORMAT)
+        rc = mp_fail(err, MP_EIO, "mpiped's answer is no JSON");
 
     json_array_foreach(json_object_get(o, "outputs"), i, one) if (!rc) rc =
         take_result(k, one, &at, &left, err);

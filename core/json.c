@@ -26,16 +26,31 @@ static size_t pull(void *buf, size_t size, void *user)
     return n;
 }
 
+/* What Jansson's answer means; errno was 0 before. It may leave a member out
+ * that there was no memory for. */
+static int wrong(json_t **got)
+{
+    if (errno == ENOMEM) {
+        json_decref(*got);
+        *got = NULL;
+        return MP_ENOMEM;
+    }
+    return *got == NULL ? MP_EFORMAT : 0;
+}
+
 int mp_json_read(json_t **out, const char *path, size_t most,
                  struct mp_error *err)
 {
     struct source s = {.f = fopen(path, "rb"), .left = most};
     json_error_t e;
+    int code;
 
     *out = NULL;
     if (s.f == NULL)
         return mp_fail(err, MP_EIO, "%s: %s", path, strerror(errno));
+    errno = 0;
     *out = json_load_callback(pull, &s, JSON_REJECT_DUPLICATES, &e);
+    code = wrong(out);
     fclose(s.f);
     if (s.code != 0) {
         json_decref(*out);
@@ -43,8 +58,24 @@ int mp_json_read(json_t **out, const char *path, size_t most,
         return mp_fail(err, s.code == EFBIG ? MP_EFORMAT : MP_EIO, "%s: %s",
                        path, strerror(s.code));
     }
-    if (*out == NULL)
-        return mp_fail(err, MP_EFORMAT, "%s:%d:%d: %s", path, e.line, e.column,
+    if (code == MP_ENOMEM)
+        return mp_fail(err, code, "%s: out of memory", path);
+    if (code != 0)
+        return mp_fail(err, code, "%s:%d:%d: %s", path, e.line, e.column,
                        e.text);
     return 0;
+}
+
+int mp_json_parse(json_t **out, const void *bytes, size_t n, json_error_t *why,
+                  struct mp_error *err)
+{
+    int code;
+
+    errno = 0;
+    *out = json_loadb(bytes, n, JSON_REJECT_DUPLICATES, why);
+    code = wrong(out);
+    if (code != 0)
+        mp_fail(err, code, "%s",
+                code == MP_ENOMEM ? "out of memory" : why->text);
+    return code;
 }

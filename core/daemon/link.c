@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "json.h"
 #include "link.h"
 
 struct head {
@@ -160,6 +161,8 @@ static int unpack(struct mp_message *m, const char *buf, size_t n,
                   struct mp_error *err)
 {
     struct head head;
+    json_error_t why;
+    int rc;
 
     if (n < sizeof head)
         return mp_fail(err, MP_EFORMAT, "a message of %zu bytes", n);
@@ -168,8 +171,10 @@ static int unpack(struct mp_message *m, const char *buf, size_t n,
     m->code = head.code;
     m->id = head.id;
     if (n > sizeof head) {
-        m->text = json_loadb(buf + sizeof head, n - sizeof head,
-                             JSON_REJECT_DUPLICATES, NULL);
+        rc = mp_json_parse(&m->text, buf + sizeof head, n - sizeof head, &why,
+                           err);
+        if (rc == MP_ENOMEM)
+            return rc;
         if (!json_is_object(m->text))
             return mp_fail(err, MP_EFORMAT, "a message that is no JSON object");
     }
