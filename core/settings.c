@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* settings.c - sections, head, files and kinds of results of a run. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "option.h"
 #include "pipeline.h"
 #include "settings.h"
+#include "text.h"
 
 #define ROW(sec, id, kind, def, least, most, words, unit, help)                \
     {                                                                          \
@@ -576,7 +578,12 @@ json_t *mp_json_text(const char *bytes)
         while (len < 4 && i + len < n && (bytes[i] & 0x80) &&
                (bytes[i + len] & 0xc0) == 0x80)
             len++;
+        errno = 0;
         one = json_stringn(bytes + i, len);
+        if (!one && errno == ENOMEM) {
+            free(text);
+            return NULL;
+        }
         memcpy(text + used, one ? bytes + i : "\xef\xbf\xbd", one ? len : 3);
         used += one ? len : 3;
         i += one ? len : 1;
@@ -587,12 +594,11 @@ json_t *mp_json_text(const char *bytes)
     return out;
 }
 
-/* One "key = value" or "[section]" line of a dump. */
+/* One "key = value" or "[section]" line of a dump, without its end. */
 static int add_line(json_t *root, json_t **section, char *line)
 {
     char *equals = strstr(line, " =");
 
-    line[strcspn(line, "\n")] = '\0';
     if (*line == '[') {
         line[strcspn(line, "]")] = '\0';
         *section = json_object();
@@ -608,23 +614,18 @@ static int add_line(json_t *root, json_t **section, char *line)
 json_t *mp_settings_json(const struct mp_settings *s)
 {
     json_t *root = json_object(), *section = NULL;
-    size_t n = 0, size = 0;
-    char *text = NULL, *line = NULL;
-    FILE *f = open_memstream(&text, &n);
-    int bad = !f || !root;
+    struct mp_text text;
+    char *line, *save = NULL;
+    int bad = mp_text_open(&text);
 
-    if (f) {
-        bad |= mp_conf_dump(s->conf, f) == MP_EIO;
-        bad |= fclose(f) != 0;
+    if (!bad) {
+        mp_conf_dump(s->conf, text.f);
+        bad = mp_text_close(&text);
     }
-    f = bad ? NULL : fmemopen(text, n, "r");
-    bad |= !f;
-    while (!bad && getline(&line, &size, f) > 0)
-        bad = add_line(root, &section, line) != 0;
-    if (f)
-        fclose(f);
-    free(line);
-    free(text);
+    for (line = bad ? NULL : strtok_r(text.bytes, "\n", &save); line && !bad;
+         line = strtok_r(NULL, "\n", &save))
+        bad = add_line(root, &section, line);
+    free(text.bytes);
     if (!bad)
         return root;
     json_decref(root);

@@ -6,6 +6,7 @@
 #include <time.h>
 #include "front_impl.h"
 #include "progress.h"
+#include "text.h"
 
 static struct pipeline *find(const struct mp_front *f, const char *name)
 {
@@ -292,12 +293,12 @@ static void workers(FILE *o, const struct mp_front *f)
 
 char *mp_front_metrics(struct mp_front *f)
 {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *o = open_memstream(&text, &n);
+    struct mp_text text;
+    FILE *o;
 
-    if (!o)
+    if (mp_text_open(&text))
         return NULL;
+    o = text.f;
     pthread_mutex_lock(&f->lock);
     head(o, "mpipe_uptime_seconds", "gauge", "Since mpiped began.");
     fprintf(o, "mpipe_uptime_seconds %.3f\n", mp_now() - f->began);
@@ -305,8 +306,6 @@ char *mp_front_metrics(struct mp_front *f)
     stages(o, f);
     workers(o, f);
     pthread_mutex_unlock(&f->lock);
-    if (!fclose(o))
-        return text;
-    free(text);
-    return NULL;
+    mp_text_close(&text);
+    return text.bytes;
 }

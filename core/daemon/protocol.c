@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* protocol.c - bodies of the Open Inference Protocol. */
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "json.h"
 #include "protocol.h"
+#include "text.h"
 
 #define DIMS_MAX   8
 #define INPUTS_MAX 8
@@ -37,8 +40,12 @@ static int begin(struct mp_ask *a, struct mp_error *err)
 static int set_text(struct mp_ask *a, const char *key, const char *value,
                     struct mp_error *err)
 {
-    json_t *text = json_string(value);
+    json_t *text;
 
+    errno = 0;
+    text = json_string(value);
+    if (!text && errno == ENOMEM)
+        return no_memory(err);
     if (!text)
         return mp_fail(err, MP_EINVAL, "%.60s is no UTF-8", key);
     if (strlen(value) > OPTION_MAX)
@@ -522,7 +529,9 @@ int mp_ask_parse(struct mp_ask *a, const void *body, size_t n, int64_t head,
         return mp_fail(err, MP_EINVAL,
                        "%zu bytes of JSON: at most %zu (send data in binary)",
                        json, json_most);
-    root = json_loadb(body, json, JSON_REJECT_DUPLICATES, &why);
+    rc = mp_json_parse(&root, body, json, &why, err);
+    if (rc == MP_ENOMEM)
+        return rc;
     if (!json_is_object(root)) {
         rc = mp_fail(err, MP_EINVAL, "the request is no JSON object: %s",
                      root ? "something else" : why.text);
@@ -563,16 +572,21 @@ struct found {
 static int find_result(struct found *r, const json_t *o,
                        const struct mp_blob *data)
 {
-    json_int_t offset = -1, bytes = -1;
+    const json_t *offset = json_object_get(o, "offset");
+    const json_t *bytes = json_object_get(o, "bytes");
+    json_int_t at = json_integer_value(offset), n = json_integer_value(bytes);
 
-    if (json_unpack((json_t *)o, "{s:s, s:s, s:s, s:o, s:I, s:I}", "kind",
-                    &r->kind, "suffix", &r->suffix, "dtype", &r->dtype, "dim",
-                    &r->dim, "offset", &offset, "bytes", &bytes) ||
-        offset < 0 || bytes < 0 || (size_t)offset > data->n ||
-        (size_t)bytes > data->n - (size_t)offset)
+    *r = (struct found){.kind = json_string_value(json_object_get(o, "kind")),
+                        .suffix =
+                            json_string_value(json_object_get(o, "suffix")),
+                        .dtype = json_string_value(json_object_get(o, "dtype")),
+                        .dim = json_object_get(o, "dim")};
+    if (!r->kind || !r->suffix || !r->dtype || !r->dim ||
+        !json_is_integer(offset) || !json_is_integer(bytes) || at < 0 ||
+        n < 0 || (size_t)at > data->n || (size_t)n > data->n - (size_t)at)
         return -1;
-    r->at = data->at + offset;
-    r->n = (size_t)bytes;
+    r->at = data->at + at;
+    r->n = (size_t)n;
     return 0;
 }
 
@@ -612,16 +626,22 @@ static void print_value(FILE *f, int type, const uint8_t *at)
         fprintf(f, "%u", type == 1 ? *at : v.u);
 }
 
+/* Nonzero: out of memory. */
 static int print_data(FILE *f, const struct found *r, int type)
 {
     json_t *text;
 
     fputs(",\"data\":[", f);
     if (!types[type].size) {
+        errno = 0;
         text = json_stringn((const char *)r->at, r->n);
-        if (!text || json_dumpf(text, f, JSON_ENCODE_ANY))
+        if (!text)
             fputs("null", f);
+        else
+            json_dumpf(text, f, JSON_ENCODE_ANY);
         json_decref(text);
+        if (errno == ENOMEM)
+            return -1;
     } else {
         for (size_t i = 0; i + types[type].size <= r->n;
              i += types[type].size) {
@@ -642,8 +662,8 @@ static int is_binary(const struct mp_ask *a, const char *kind)
     return a->binary;
 }
 
-/* One output's JSON. */
-static void print_output(FILE *f, const struct mp_ask *a, const struct found *r)
+/* One output's JSON. Nonzero: out of memory. */
+static int print_output(FILE *f, const struct mp_ask *a, const struct found *r)
 {
     int type = type_of(r);
     const json_t *d;
@@ -657,9 +677,10 @@ static void print_output(FILE *f, const struct mp_ask *a, const struct found *r)
     if (is_binary(a, r->kind))
         fprintf(f, ",\"parameters\":{\"binary_data_size\":%zu}",
                 r->n + (types[type].size ? 0 : 4));
-    else
-        print_data(f, r, type);
+    else if (print_data(f, r, type))
+        return -1;
     fputc('}', f);
+    return 0;
 }
 
 /* The binary part of it. */
@@ -676,35 +697,37 @@ static int put_output(FILE *f, const struct mp_ask *a, const struct found *r)
     return 1;
 }
 
-static int print_answer(FILE *f, struct mp_body *out, const struct mp_ask *a,
-                        const char *model, const json_t *list,
-                        const struct mp_blob *data)
+static int print_answer(struct mp_text *text, struct mp_body *out,
+                        const struct mp_ask *a, const char *model,
+                        const json_t *list, const struct mp_blob *data)
 {
+    FILE *f = text->f;
     const json_t *one;
     struct found r;
     int binary = 0;
-    long head;
-    size_t i;
+    size_t i, head;
 
     fprintf(f, "{\"model_name\":\"%s\",\"model_version\":\"1\"", model);
     if (a->id) {
         fputs(",\"id\":", f);
-        json_dumpf(a->id, f, JSON_ENCODE_ANY);
+        if (json_dumpf(a->id, f, JSON_ENCODE_ANY))
+            return MP_ENOMEM;
     }
     fputs(",\"outputs\":[", f);
     json_array_foreach(list, i, one)
     {
         if (find_result(&r, one, data))
-            return -1;
+            return MP_EIO;
         if (i)
             fputc(',', f);
-        print_output(f, a, &r);
+        if (print_output(f, a, &r))
+            return MP_ENOMEM;
     }
     fputs("]}", f);
-    head = ftell(f);
+    head = mp_text_length(text);
     json_array_foreach(list, i, one) if (!find_result(&r, one, data)) binary |=
         put_output(f, a, &r);
-    out->head = binary ? head : -1;
+    out->head = binary ? (int64_t)head : -1;
     out->type = binary ? "application/octet-stream" : "application/json";
     return 0;
 }
@@ -747,19 +770,22 @@ int mp_body_answer(struct mp_body *out, const struct mp_ask *a,
                    const struct mp_blob *data, struct mp_error *err)
 {
     const json_t *list = json_object_get(answer, "results");
-    FILE *f;
-    int bad;
+    struct mp_text text;
+    int rc;
 
     *out = (struct mp_body){.head = -1};
     if (a->plain)
         return plain_answer(out, a, list, data, err);
-    f = open_memstream(&out->bytes, &out->n);
-    if (!f)
+    if (mp_text_open(&text))
         return no_memory(err);
-    bad = print_answer(f, out, a, model, list, data);
-    if (fclose(f))
+    rc = print_answer(&text, out, a, model, list, data);
+    if (mp_text_close(&text))
+        rc = MP_ENOMEM;
+    out->bytes = text.bytes;
+    out->n = text.n;
+    if (rc == MP_ENOMEM)
         return no_memory(err);
-    return bad ? mp_fail(err, MP_EIO, "the worker's answer makes no sense") : 0;
+    return rc ? mp_fail(err, rc, "the worker's answer makes no sense") : 0;
 }
 
 /* ---- what a model is ---- */

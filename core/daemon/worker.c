@@ -15,6 +15,7 @@
 #include "picture_job.h"
 #include "progress.h"
 #include "record.h"
+#include "text.h"
 #include "worker.h"
 
 #define THREADS_MAX 8
@@ -245,15 +246,14 @@ static int vary(struct task *t)
     json_t *options = json_object_get(t->text, "options"), *value;
     const char *formats = formats_of(t);
     const char *name, **key, **text;
-    size_t n = 0, bytes = 0, most = json_object_size(options);
-    FILE *f;
+    size_t n = 0, most = json_object_size(options);
+    struct mp_text lines;
     int rc;
 
     if (!most && !formats)
         return 0;
     key = calloc(2 * most + 1, sizeof *key);
-    f = open_memstream(&t->variant, &bytes);
-    if (!key || !f) {
+    if (!key || mp_text_open(&lines)) {
         free(key);
         return no_memory(&t->p.err);
     }
@@ -262,9 +262,10 @@ static int vary(struct task *t)
     {
         key[n] = name;
         text[n++] = json_string_value(value);
-        fprintf(f, "%s=%s\n", name, json_string_value(value));
+        fprintf(lines.f, "%s=%s\n", name, json_string_value(value));
     }
-    rc = fclose(f) ? no_memory(&t->p.err) : 0;
+    rc = mp_text_close(&lines) ? no_memory(&t->p.err) : 0;
+    t->variant = lines.bytes;
     if (!rc)
         rc = mp_settings_vary(&t->varied, t->host->settings, key, text, n,
                               formats, &t->p.err);
