@@ -56,10 +56,12 @@ struct mp_message {
 
 #define MP_TEXT_MAX 65536 /* bytes of a message's JSON */
 
-/* MP_EIO: the other side is gone, or will not read. */
+/* MP_EIO: the other side is gone, or will not read. MP_EINVAL: the text is too
+ * long, MP_ENOMEM: there is no memory for it; nothing was sent. */
 int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err);
 /* 1: *m is one, to be freed; 0: the other side is gone; else an error: what
- * came is no message. */
+ * came is no message. What there was no memory for has no text and no blob, and
+ * the code MP_ENOMEM. */
 int mp_link_receive(int sock, struct mp_message *m, struct mp_error *err);
 void mp_message_free(struct mp_message *m);
 
