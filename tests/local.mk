@@ -64,6 +64,8 @@ daemon_tests = \
 	%reldir%/test_http \
 	%reldir%/test_queue \
 	%reldir%/test_system
+%canon_reldir%_test_http_SOURCES = %reldir%/test_http.c \
+	%reldir%/served.c %reldir%/served.h
 %canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)

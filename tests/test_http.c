@@ -5,8 +5,6 @@
  * bring its worker down.
  */
 #include <check.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,308 +13,20 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include <zlib.h>
 
-#include "make_weights.h"
-#include "mpipe/base.h"
-
-static char folder[] = "/tmp/mpiped-test-XXXXXX";
-static pid_t server;
-static struct sockaddr_un where = {.sun_family = AF_UNIX};
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void pause_for(double seconds)
-{
-    nanosleep(&(struct timespec){(time_t)seconds,
-                                 (long)((seconds - (int)seconds) * 1e9)},
-              NULL);
-}
-
-/* ---- a small client ---- */
-
-static int try_dial(void)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct timeval limit = {.tv_sec = 60};
-
-    ck_assert_int_ge(fd, 0);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    if (!connect(fd, (struct sockaddr *)&where, sizeof where))
-        return fd;
-    close(fd);
-    return -1;
-}
-
-static int dial(void)
-{
-    int fd = try_dial();
-
-    ck_assert_int_ge(fd, 0);
-    return fd;
-}
-
-/* What the server does not take any more is nobody's loss. */
-static int put(int fd, const void *bytes, size_t n)
-{
-    const char *at = bytes;
-
-    while (n) {
-        ssize_t k = send(fd, at, n, MSG_NOSIGNAL);
-
-        if (k <= 0)
-            return -1;
-        at += k;
-        n -= (size_t)k;
-    }
-    return 0;
-}
-
-static int put_text(int fd, const char *text)
-{
-    return put(fd, text, strlen(text));
-}
-
-struct reply {
-    int status; /* 0: the connection ended before */
-    char head[4096];
-    char *body;
-    size_t n;
-};
-
-static int take(int fd, char *to, size_t n)
-{
-    while (n) {
-        ssize_t k = recv(fd, to, n, 0);
-
-        if (k <= 0)
-            return -1;
-        to += k;
-        n -= (size_t)k;
-    }
-    return 0;
-}
-
-/* No error tells of files, memory or addresses. */
-static void check_secrets(const struct reply *r)
-{
-    static const char *const never[] = {"/tmp",  "/proc", "/etc",     "0x7f",
-                                        "memfd", ".sock", "/a/folder"};
-
-    for (size_t i = 0; i < sizeof never / sizeof *never; i++)
-        ck_assert_msg(r->status < 400 || !strstr(r->body, never[i]),
-                      "tells too much: %s", r->body);
-}
-
-static struct reply hear(int fd)
-{
-    struct reply r = {0};
-    size_t n = 0;
-    const char *length;
-
-    while (n + 1 < sizeof r.head && !strstr(r.head, "\r\n\r\n")) {
-        if (take(fd, r.head + n, 1))
-            break;
-        n++;
-    }
-    if (!strstr(r.head, "\r\n\r\n"))
-        return r;
-    ck_assert_int_eq(sscanf(r.head, "HTTP/1.%*d %d", &r.status), 1);
-    length = strcasestr(r.head, "\r\nContent-Length:");
-    r.n =
-        length ? strtoul(length + strlen("\r\nContent-Length:"), NULL, 10) : 0;
-    r.body = calloc(1, r.n + 1);
-    if (take(fd, r.body, r.n))
-        r.status = 0;
-    check_secrets(&r);
-    return r;
-}
-
-static struct reply ask_bytes(const void *bytes, size_t n)
-{
-    int fd = dial();
-    struct reply r;
-
-    put(fd, bytes, n);
-    r = hear(fd);
-    close(fd);
-    return r;
-}
-
-static struct reply ask(const char *text)
-{
-    return ask_bytes(text, strlen(text));
-}
-
-static int status_of(const char *text)
-{
-    struct reply r = ask(text);
-
-    free(r.body);
-    return r.status;
-}
-
-/* A request with a JSON part and what follows it. */
-static size_t compose(char *out, size_t size, const char *path,
-                      const char *more_head, const char *json, const void *data,
-                      size_t n)
-{
-    int k = snprintf(out, size,
-                     "POST %s HTTP/1.1\r\nhost: x\r\n"
-                     "inference-header-content-length: %zu\r\n%s"
-                     "content-length: %zu\r\n\r\n%s",
-                     path, strlen(json), more_head, strlen(json) + n, json);
-
-    ck_assert_int_gt(k, 0);
-    ck_assert_uint_lt((size_t)k + n, size);
-    memcpy(out + k, data, n);
-    return (size_t)k + n;
-}
-
-#define INFER "/v2/models/trouble/infer"
-
-static struct reply infer(const char *parameters, const char *data, size_t n)
-{
-    char json[2000], out[8000];
-
-    snprintf(json, sizeof json,
-             "{\"id\":\"q1\",\"inputs\":[{\"name\":\"image\",\"shape\":[1,2,2,"
-             "3],\"datatype\":\"UINT8\",\"parameters\":{\"binary_data_size\":"
-             "%zu}}],\"parameters\":{\"binary_data_output\":true%s}}",
-             n, parameters);
-    return ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, n));
-}
-
-static const char pixels[12] = "abcdefghijkl";
-
-static int good(void)
-{
-    struct reply r = infer("", pixels, sizeof pixels);
-
-    free(r.body);
-    return r.status;
-}
-
-static struct reply trouble(const char *fault, const char *place)
-{
-    char text[200];
-
-    snprintf(text, sizeof text, ",\"fault\":\"%s\",\"place\":\"%s\"", fault,
-             place);
-    return infer(text, pixels, sizeof pixels);
-}
-
-/* The number behind a metric's name and labels. */
-static double metric(const char *name)
-{
-    struct reply r = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    const char *at = r.body ? strstr(r.body, name) : NULL;
-    double v = at ? strtod(at + strlen(name), NULL) : -1;
-
-    free(r.body);
-    return v;
-}
-
-static int is_ready(void)
-{
-    return status_of("GET /v2/models/trouble/ready HTTP/1.1\r\n"
-                     "Host: x\r\n\r\n") == 200;
-}
-
-static void wait_ready(void)
-{
-    double until = now() + 60;
-
-    while (!is_ready() && now() < until)
-        pause_for(0.05);
-    ck_assert(is_ready());
-}
-
-/* ---- the server ---- */
-
-static void write_conf(const char *path, const char *weights)
-{
-    FILE *f = fopen(path, "w");
-
-    ck_assert_ptr_nonnull(f);
-    fprintf(f,
-            "[http]\nsocket = %s/s\n"
-            "[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
-            "compute_time = 8\n"
-            "[worker]\ndeaths = 1000\nbackoff = 0\n"
-            "[pipeline trouble]\nfile = trouble.ini\n"
-            "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
-            "worker = other\nbatch_window = 300\ncompute.batch = 4\n",
-            folder);
-    fclose(f);
-    snprintf(where.sun_path, sizeof where.sun_path, "%s/trouble.ini", folder);
-    f = fopen(where.sun_path, "w");
-    ck_assert_ptr_nonnull(f);
-    fprintf(f,
-            "[pipeline]\nhead = trouble\n[model]\ncheckpoint = %s\n"
-            "strict = no\n[compute]\nbackend = ref\n",
-            weights);
-    fclose(f);
-}
+#include "served.h"
 
 static void setup(void)
 {
-    const char *build = getenv("builddir"), *src = getenv("srcdir");
-    char path[300], conf[300], weights[300], keys[300], log[300];
-    struct mp_error err = {0};
-    int fd;
-
-    build = build ? build : ".";
-    src = src ? src : ".";
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-    snprintf(path, sizeof path, "%s/mpiped", build);
-    snprintf(conf, sizeof conf, "%s/mpiped.ini", folder);
-    snprintf(weights, sizeof weights, "%s/w.safetensors", folder);
-    snprintf(keys, sizeof keys, "%s/tests/golden/keys/tiny_depth.json", src);
-    ck_assert_msg(!make_weights(keys, weights, &err), "%s", err.text);
-    write_conf(conf, weights);
-    snprintf(where.sun_path, sizeof where.sun_path, "%s/s", folder);
-    snprintf(log, sizeof log, "%s/log", folder);
-    server = fork();
-    ck_assert_int_ge(server, 0);
-    if (!server) {
-        snprintf(keys, sizeof keys, "%s/tests", build);
-        setenv("MPIPE_PLUGIN_PATH", keys, 1);
-        fd = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        dup2(fd, STDERR_FILENO);
-        execl(path, path, "-v", "-c", conf, (char *)NULL);
-        _exit(99);
-    }
-    for (int i = 0; i < 1200 && (fd = try_dial()) < 0; i++)
-        pause_for(0.05);
-    ck_assert_int_ge(fd, 0);
-    close(fd);
-    wait_ready();
-}
-
-static void teardown(void)
-{
-    char command[300];
-    int status;
-
-    kill(server, SIGTERM);
-    ck_assert_int_eq(waitpid(server, &status, 0), server);
-    snprintf(command, sizeof command, "cat %s/log >&2", folder);
-    if (status && system(command))
-        fputs("no log\n", stderr);
-    ck_assert_int_eq(status, 0);
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    ck_assert_int_eq(system(command), 0);
+    serve("[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
+          "compute_time = 8\n"
+          "[worker]\ndeaths = 1000\nbackoff = 0\n"
+          "[pipeline trouble]\nfile = trouble.ini\n"
+          "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
+          "worker = other\nbatch_window = 300\ncompute.batch = 4\n",
+          NULL, NULL);
 }
 
 /* ---- what is right ---- */
@@ -429,10 +139,6 @@ END_TEST
 
 /* ---- what is wrong ---- */
 
-#define POST(head, body)                                                       \
-    "POST " INFER " HTTP/1.1\r\nHost: x\r\n" head "\r\n" body
-#define GET(path) "GET " path " HTTP/1.1\r\nHost: x\r\n\r\n"
-
 static const struct {
     const char *text;
     int status;
@@ -490,13 +196,9 @@ START_TEST(wrong_head)
 }
 END_TEST
 
-#define IMAGE(shape, more)                                                     \
-    "{\"inputs\":[{\"name\":\"image\",\"datatype\":\"UINT8\",\"shape\":" shape \
-        more "}]}"
 #define BYTES(n)                                                               \
     "{\"inputs\":[{\"name\":\"image_bytes\",\"datatype\":\"BYTES\",\"shape\":" \
     "[1],\"parameters\":{\"binary_data_size\":" n "}}]}"
-#define SIZE(n)    ",\"parameters\":{\"binary_data_size\":" n "}"
 #define WITH(more) IMAGE("[1,2,2,3]", SIZE("12") "}]," more ",\"x\":[{\"y\":1")
 
 /* JSON, and 12 bytes behind it. */
@@ -562,20 +264,6 @@ START_TEST(wrong_body)
 END_TEST
 
 /* ---- too much ---- */
-
-static size_t memory_of(pid_t pid)
-{
-    char path[64];
-    unsigned long all, resident = 0;
-    FILE *f;
-
-    snprintf(path, sizeof path, "/proc/%ld/statm", (long)pid);
-    f = fopen(path, "r");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fscanf(f, "%lu %lu", &all, &resident), 2);
-    fclose(f);
-    return resident * 4;
-}
 
 START_TEST(large_body)
 {
@@ -906,23 +594,6 @@ START_TEST(head_fails)
 }
 END_TEST
 
-static pid_t worker_pid(void)
-{
-    char path[100], name[100];
-    long pid = 0;
-    FILE *f;
-
-    snprintf(path, sizeof path, "/proc/%ld/task/%ld/children", (long)server,
-             (long)server);
-    f = fopen(path, "r");
-    if (!f)
-        return 0;
-    while (fscanf(f, "%99s", name) == 1)
-        pid = strtol(name, NULL, 10); /* the youngest */
-    fclose(f);
-    return (pid_t)pid;
-}
-
 /* Every accepted request is answered, whatever happens to the worker. */
 START_TEST(killed_under_load)
 {
@@ -1037,7 +708,7 @@ int main(void)
     SRunner *r = srunner_create(s);
     int failed;
 
-    tcase_add_unchecked_fixture(c, setup, teardown);
+    tcase_add_unchecked_fixture(c, setup, serve_end);
     tcase_set_timeout(c, 600);
     tcase_add_test(c, as_clients_send_it);
     tcase_add_test(c, keeps_the_connection);
