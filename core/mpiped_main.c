@@ -241,6 +241,8 @@ int main(int argc, char **argv)
     }
     if (parse(&a, argc, argv, &status, &err))
         status = EXIT_WRONG_USE;
+    if (a.is_worker)
+        mp_module_strict(); /* its heads are everybody's */
     if (status < 0 && a.is_worker)
         status = mp_worker_run(&err) ? EXIT_FAILED : 0;
     else if (status < 0)

@@ -266,16 +266,12 @@ struct names {
     int failed;
 };
 
-static void add_name(void *user, const char *file, const struct mp_plugin *p,
-                     const char *why)
+static void add_name(void *user, const char *name)
 {
     struct names *all = user;
-    const char *slash = strrchr(file, '/');
-    const char *base = slash ? slash + 1 : file;
     char **more = realloc(all->name, (all->n + 2) * sizeof *more);
-    char *copy = p ? strdup(p->name) : strndup(base, strcspn(base, "."));
+    char *copy = strdup(name);
 
-    (void)why;
     if (more)
         all->name = more;
     if (!more || !copy) {
@@ -290,7 +286,7 @@ static void add_name(void *user, const char *file, const struct mp_plugin *p,
 static int finish(struct mp_settings *s, struct mp_error *err)
 {
     struct names heads = {0};
-    int rc = mp_head_list(add_name, &heads, err);
+    int rc = mp_head_names(add_name, &heads, err);
 
     if (!rc && heads.failed)
         rc = no_memory(err);

@@ -16,6 +16,7 @@ unit_tests = \
 	%reldir%/test_job \
 	%reldir%/test_kernels \
 	%reldir%/test_metrics \
+	%reldir%/test_module \
 	%reldir%/test_net \
 	%reldir%/test_ops \
 	%reldir%/test_png_fast \
@@ -69,13 +70,13 @@ daemon_tests = \
 %canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)
+endif
 
 # A head to try patience with; -rpath, or libtool makes no shared object.
 check_LTLIBRARIES += %reldir%/trouble.la
 %canon_reldir%_trouble_la_SOURCES = %reldir%/trouble.c
 %canon_reldir%_trouble_la_LDFLAGS = $(head_ldflags) -rpath $(abs_builddir)
 %canon_reldir%_trouble_la_LIBADD = libmpipe.la
-endif
 
 LDADD = %reldir%/libhelp.la libmpipe.la $(CHECK_LIBS) $(JANSSON_LIBS)
 noinst_LTLIBRARIES += %reldir%/libhelp.la
