@@ -10,10 +10,11 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "about.h"
+#include "answer.h"
 #include "http.h"
 #include "page.h"
 #include "progress.h"
-#include "protocol.h"
 #include "zip.h"
 
 #define ZIP_LEAST 1024 /* bytes; less is not worth it */

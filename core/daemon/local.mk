@@ -6,13 +6,15 @@ if DAEMON
 # All of mpiped but its main, so that tests reach the parts.
 noinst_LTLIBRARIES += %reldir%/libmpiped.la
 %canon_reldir%_libmpiped_la_SOURCES = \
+	%reldir%/about.c %reldir%/about.h \
+	%reldir%/answer.c %reldir%/answer.h \
+	%reldir%/ask.c %reldir%/ask.h \
 	%reldir%/config.c %reldir%/config.h \
 	%reldir%/front.c %reldir%/front.h %reldir%/front_impl.h \
 	%reldir%/front_tell.c \
 	%reldir%/http.c %reldir%/http.h \
 	%reldir%/link.c %reldir%/link.h \
 	%reldir%/page.h \
-	%reldir%/protocol.c %reldir%/protocol.h \
 	%reldir%/queue.c %reldir%/queue.h \
 	%reldir%/system.c %reldir%/system.h \
 	%reldir%/worker.c %reldir%/worker.h \
