@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* front_impl.h - the inside of the front, for front.c and what tells of it. */
+/*
+ * front_impl.h - the inside of the front: front.c has the pipelines and the
+ * loop, front_request.c the requests, front_process.c the workers, and
+ * front_tell.c tells of all of them. Everything is called with the lock held,
+ * but for mp_front_tell.
+ */
 #ifndef CORE_DAEMON_FRONT_IMPL_H
 #define CORE_DAEMON_FRONT_IMPL_H
 
@@ -73,8 +78,6 @@ struct worker {
 
 #define ERRORS_KEPT 10
 
-size_t mp_process_memory(pid_t pid); /* KiB; 0: unknown */
-
 struct mp_front {
     pthread_mutex_t lock;          /* of everything */
     struct mp_daemon_conf **confs; /* the last is in force */
@@ -100,5 +103,76 @@ struct mp_front {
     } errors[ERRORS_KEPT];
     size_t nerror;
 };
+
+/* What an event is about: the low bits are a number. */
+#define EVENT(what, number) ((uint64_t)(what) << 56 | (number))
+enum { EVENT_WAKE = 1, EVENT_SIGNAL, EVENT_WORKER, EVENT_CLIENT };
+
+static inline const struct mp_daemon_conf *
+mp_front_conf(const struct mp_front *f)
+{
+    return f->confs[f->nconf - 1];
+}
+
+static inline void mp_earlier(double *next, double when)
+{
+    if (when < *next)
+        *next = when;
+}
+
+/* ---- front.c ---- */
+
+struct pipeline *mp_front_find(const struct mp_front *f, const char *name);
+void mp_front_load(struct pipeline *p);
+void mp_front_unload(struct mp_front *f, struct pipeline *p);
+/* It cannot be served: its requests are told why. */
+void mp_front_give_up(struct mp_front *f, struct pipeline *p, const char *why);
+/* Tell those that wait for p to be loaded or unloaded. */
+void mp_front_end_waiting(struct mp_front *f, struct pipeline *p);
+/* Pipelines that are gone and have no work left. */
+void mp_front_forget(struct mp_front *f);
+/* For the status page. */
+void mp_front_note(struct mp_front *f, const char *text);
+/* Names of files without their folders: clients are not told of those. */
+void mp_without_folders(char *out, size_t size, const char *text);
+
+/* ---- front_request.c ---- */
+
+/* It is answered: what it has, or else this error. */
+void mp_front_settle(struct mp_front *f, struct mp_request *r, enum result how,
+                     int status);
+void mp_front_settle_with(struct mp_front *f, struct mp_request *r,
+                          enum result how, int status, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+/* Tell who waited. Not locked. */
+void mp_front_tell(struct mp_front *f);
+/* Send the worker what it has room for. */
+void mp_front_dispatch(struct mp_front *f, struct pipeline *p);
+void mp_front_fail_queue(struct mp_front *f, struct pipeline *p,
+                         const char *why);
+/* What a worker answered. */
+void mp_front_take(struct mp_front *f, const struct worker *w,
+                   struct mp_message *m);
+/* Nobody waits any more: wherever it is. */
+void mp_front_abandon(struct mp_front *f, struct mp_request *r, enum result how,
+                      int status, const char *why);
+void mp_front_gone(struct mp_front *f, uint64_t id); /* its client */
+/* Those whose time is over; *next: when one will be. */
+void mp_front_expire(struct mp_front *f, double now, double *next);
+
+/* ---- front_process.c ---- */
+
+struct worker *mp_front_worker(struct mp_front *f, const char *name,
+                               struct mp_error *err);
+/* Takes the text. */
+void mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
+                   json_t *text, struct mp_blob blob);
+/* It died, or is to; blame: the pipeline that was the reason; 0: see. */
+void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame);
+/* Those that hang are killed, those that are due started; *next: when more is.
+ */
+void mp_front_mind(struct mp_front *f, double now, double *next);
+void mp_front_end_worker(struct worker *w);
+size_t mp_process_memory(pid_t pid); /* KiB; 0: unknown */
 
 #endif

@@ -8,15 +8,6 @@
 #include "progress.h"
 #include "text.h"
 
-static struct pipeline *find(const struct mp_front *f, const char *name)
-{
-    struct pipeline *p = f->pipelines;
-
-    while (p && (p->is_gone || strcmp(p->entry->name, name)))
-        p = p->next;
-    return p;
-}
-
 int mp_front_is_ready(struct mp_front *f, const char *name)
 {
     int ready;
@@ -24,7 +15,7 @@ int mp_front_is_ready(struct mp_front *f, const char *name)
     pthread_mutex_lock(&f->lock);
     ready = !f->draining;
     if (name) {
-        const struct pipeline *p = find(f, name);
+        const struct pipeline *p = mp_front_find(f, name);
 
         ready = ready && p && p->state == READY;
     } else {
@@ -41,7 +32,7 @@ int mp_front_has(struct mp_front *f, const char *name)
     int has;
 
     pthread_mutex_lock(&f->lock);
-    has = find(f, name) != NULL;
+    has = mp_front_find(f, name) != NULL;
     pthread_mutex_unlock(&f->lock);
     return has;
 }
@@ -52,7 +43,7 @@ json_t *mp_front_describe(struct mp_front *f, const char *name)
     json_t *about = NULL;
 
     pthread_mutex_lock(&f->lock);
-    p = find(f, name);
+    p = mp_front_find(f, name);
     if (p && p->state == READY)
         about = json_incref(p->about);
     pthread_mutex_unlock(&f->lock);

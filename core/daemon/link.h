@@ -37,7 +37,7 @@ enum mp_message_type {
     MP_LOAD = 1, /* to the worker: pipeline `id`, {"name", "config", "assign",
                     "batch_window"} */
     MP_UNLOAD,   /* pipeline id */
-    MP_INFER,    /* request id, see protocol.h; blob: the picture */
+    MP_INFER,    /* request id, see ask.h; blob: the picture */
     MP_CANCEL,   /* request id */
     MP_LOADED,   /* from the worker: pipeline id is ready, {what it is}; or has
                     failed, {"error"} */

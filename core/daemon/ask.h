@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * protocol.h - the Open Inference Protocol, version 2: what a request's body
- * says, as a message for a worker (worker.h); and what a worker answered, as a
- * body. No sockets, no HTTP. See mpipe_http(7).
+ * ask.h - the Open Inference Protocol, version 2: what a request's body says,
+ * as a message for a worker (worker.h). No sockets, no HTTP. See
+ * mpipe_http(7).
  *
  * Inputs: image, UINT8 1 x H x W x 3; or image_bytes, BYTES 1, a PNG or JPEG;
- * and boxes, FP32 N x 4 or N x 5 (x, y, w, h, score). Outputs: the kinds of
- * results of the head. Bodies are untrusted. Threads: no state.
+ * and boxes, FP32 N x 4 or N x 5 (x, y, w, h, score). Bodies are untrusted.
+ * Threads: no state.
  */
-#ifndef CORE_DAEMON_PROTOCOL_H
-#define CORE_DAEMON_PROTOCOL_H
+#ifndef CORE_DAEMON_ASK_H
+#define CORE_DAEMON_ASK_H
 
 #include <jansson.h>
 #include "link.h"
@@ -43,24 +43,5 @@ int mp_ask_parse(struct mp_ask *a, const void *body, size_t n, int64_t head,
 int mp_ask_plain(struct mp_ask *a, size_t n, struct mp_error *err);
 int mp_ask_option(struct mp_ask *a, const char *key, const char *value,
                   struct mp_error *err);
-
-/* A body. */
-struct mp_body {
-    char *bytes; /* malloc'd */
-    size_t n;
-    int64_t head;     /* of it that is JSON, with data behind; -1: no such */
-    const char *type; /* Content-Type */
-};
-
-/* answer, data: of the worker. MP_ENOTSUP: no result is of that suffix. */
-int mp_body_answer(struct mp_body *out, const struct mp_ask *a,
-                   const char *model, const json_t *answer,
-                   const struct mp_blob *data, struct mp_error *err);
-/* Takes the reference to json; NULL json or no memory: MP_ENOMEM. */
-int mp_body_json(struct mp_body *out, json_t *json, struct mp_error *err);
-
-/* GET /v2/models/M of what a worker said of it; NULL: not loaded. New. */
-json_t *mp_metadata(const char *model, const json_t *about);
-json_t *mp_model_config(const char *model, const json_t *about);
 
 #endif
