@@ -350,7 +350,7 @@ static char *join_kinds(const struct mp_settings *s)
 
     for (char **k = s->kinds; *k; k++)
         json_array_append_new(list, json_pack("{s:s}", "name", *k));
-    text = json_dumps(list, JSON_COMPACT);
+    text = mp_json_dump(list, JSON_COMPACT);
     json_decref(list);
     return text;
 }
@@ -368,7 +368,7 @@ static char *option_texts(const struct mp_settings *s)
         json_object_set_new(p, "encoded", json_true());
         json_object_set_new(p, "binary_data_output", json_true());
     }
-    text = p ? json_dumps(p, JSON_COMPACT) : NULL;
+    text = p ? mp_json_dump(p, JSON_COMPACT) : NULL;
     json_decref(p);
     return text;
 }
@@ -517,7 +517,7 @@ static char *picture_json(const struct mp_client *c, const char *stem, size_t n)
 {
     const char *slash = strrchr(stem, '/');
     json_t *name = mp_json_text(slash ? slash + 1 : stem);
-    char *quoted = name ? json_dumps(name, JSON_ENCODE_ANY) : NULL, *text;
+    char *quoted = name ? mp_json_dump(name, JSON_ENCODE_ANY) : NULL, *text;
     int k = -1;
 
     if (quoted)

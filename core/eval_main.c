@@ -13,6 +13,7 @@
 #include "eval/evaluate.h"
 #include "image.h"
 #include "job.h"
+#include "json.h"
 #include "module.h"
 
 enum { EXIT_SOME_FAILED = 1, EXIT_WRONG_USE, EXIT_FAILED };
@@ -345,7 +346,7 @@ static int write_json(const struct mp_evaluation *e, const char *path,
                       struct mp_error *err)
 {
     json_t *o = mp_evaluation_json(e);
-    char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL, *line = NULL;
+    char *text = o ? mp_json_dump(o, JSON_INDENT(1)) : NULL, *line = NULL;
     int n = text ? asprintf(&line, "%s\n", text) : -1, rc;
 
     json_decref(o);

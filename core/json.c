@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "json.h"
@@ -26,11 +27,33 @@ static size_t pull(void *buf, size_t size, void *user)
     return n;
 }
 
-/* What Jansson's answer means; errno was 0 before. It may leave a member out
- * that there was no memory for. */
-static int wrong(json_t **got)
+/* ---- memory ---- */
+
+static _Thread_local unsigned losses;
+
+static void *allocate(size_t n)
 {
-    if (errno == ENOMEM) {
+    void *p = malloc(n);
+
+    losses += p == NULL;
+    return p;
+}
+
+/* Before any thread could be at it. */
+__attribute__((constructor)) static void watch(void)
+{
+    json_set_alloc_funcs(allocate, free);
+}
+
+unsigned mp_json_losses(void)
+{
+    return losses;
+}
+
+/* What Jansson's answer means. */
+static int wrong(json_t **got, unsigned before)
+{
+    if (losses != before) {
         json_decref(*got);
         *got = NULL;
         return MP_ENOMEM;
@@ -38,19 +61,21 @@ static int wrong(json_t **got)
     return *got == NULL ? MP_EFORMAT : 0;
 }
 
+/* ---- texts ---- */
+
 int mp_json_read(json_t **out, const char *path, size_t most,
                  struct mp_error *err)
 {
     struct source s = {.f = fopen(path, "rb"), .left = most};
+    unsigned before = losses;
     json_error_t e;
     int code;
 
     *out = NULL;
     if (s.f == NULL)
         return mp_fail(err, MP_EIO, "%s: %s", path, strerror(errno));
-    errno = 0;
     *out = json_load_callback(pull, &s, JSON_REJECT_DUPLICATES, &e);
-    code = wrong(out);
+    code = wrong(out, before);
     fclose(s.f);
     if (s.code != 0) {
         json_decref(*out);
@@ -69,13 +94,24 @@ int mp_json_read(json_t **out, const char *path, size_t most,
 int mp_json_parse(json_t **out, const void *bytes, size_t n, json_error_t *why,
                   struct mp_error *err)
 {
+    unsigned before = losses;
     int code;
 
-    errno = 0;
     *out = json_loadb(bytes, n, JSON_REJECT_DUPLICATES, why);
-    code = wrong(out);
+    code = wrong(out, before);
     if (code != 0)
         mp_fail(err, code, "%s",
                 code == MP_ENOMEM ? "out of memory" : why->text);
     return code;
+}
+
+char *mp_json_dump(const json_t *o, size_t flags)
+{
+    unsigned before = losses;
+    char *text = json_dumps(o, flags);
+
+    if (losses == before)
+        return text;
+    free(text);
+    return NULL;
 }

@@ -393,7 +393,7 @@ int mp_record_failure(struct mp_record *r, const char *input, const char *stage,
 {
     json_t *o = json_pack("{s:o, s:s, s:o}", "input", mp_json_text(input),
                           "stage", stage, "error", mp_json_text(text));
-    char *dump = json_dumps(o, JSON_COMPACT), *line = NULL;
+    char *dump = mp_json_dump(o, JSON_COMPACT), *line = NULL;
     int n = dump ? asprintf(&line, "%s\n", dump) : -1, rc = 0;
 
     json_decref(o);
@@ -441,7 +441,7 @@ int mp_record_write(struct mp_record *r, const char *state,
     json_object_foreach(r->head, key, value) if (!bad) bad =
         json_object_set(o, key, value);
     if (!bad)
-        text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+        text = mp_json_dump(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
     if (text)
         n = asprintf(&line, "%s\n", text);
     rc = n < 0 ? no_memory(err) : mp_file_write(r->run, line, (size_t)n, err);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* settings.c - sections, head, files and kinds of results of a run. */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "boxes.h"
 #include "classes.h"
 #include "conf.h"
+#include "json.h"
 #include "module.h"
 #include "option.h"
 #include "pipeline.h"
@@ -121,27 +121,29 @@ size_t mp_format_next(const char *list, size_t *at, const char **word,
     return n;
 }
 
-/* A NULL-ended copy of all kinds of the head, "raw" too. */
-static char **all_kinds(const struct mp_plugin *head)
-{
-    size_t at = 0, count = 0, n;
-    char **kinds = calloc(strlen(head->formats) + 2, sizeof *kinds);
-    const char *word;
-    int unused;
-
-    while (kinds && (n = mp_format_next(head->formats, &at, &word, &unused)))
-        if (!(kinds[count++] = strndup(word, n)))
-            break;
-    if (kinds && (!count || kinds[count - 1]))
-        kinds[count] = strdup(MP_KIND_RAW);
-    return kinds;
-}
-
 static void free_words(char **words)
 {
     for (char **w = words; w && *w; w++)
         free(*w);
     free(words);
+}
+
+/* A NULL-ended copy of all kinds of the head, "raw" too. NULL: no memory. */
+static char **all_kinds(const struct mp_plugin *head)
+{
+    size_t at = 0, count = 0, n;
+    char **kinds = calloc(strlen(head->formats) + 2, sizeof *kinds);
+    const char *word;
+    int unused, bad = !kinds;
+
+    while (!bad && (n = mp_format_next(head->formats, &at, &word, &unused)))
+        bad = !(kinds[count++] = strndup(word, n));
+    if (!bad)
+        bad = !(kinds[count] = strdup(MP_KIND_RAW));
+    if (!bad)
+        return kinds;
+    free_words(kinds);
+    return NULL;
 }
 
 static int is_default(const struct mp_plugin *head, const char *kind)
@@ -567,6 +569,7 @@ json_t *mp_json_text(const char *bytes)
     if (!text)
         return NULL;
     for (size_t i = 0; i < n;) {
+        unsigned before = mp_json_losses();
         size_t len = 1;
         json_t *one;
 
@@ -574,9 +577,8 @@ json_t *mp_json_text(const char *bytes)
         while (len < 4 && i + len < n && (bytes[i] & 0x80) &&
                (bytes[i + len] & 0xc0) == 0x80)
             len++;
-        errno = 0;
         one = json_stringn(bytes + i, len);
-        if (!one && errno == ENOMEM) {
+        if (!one && mp_json_losses() != before) {
             free(text);
             return NULL;
         }

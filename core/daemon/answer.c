@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* answer.c - what a worker answered, as a body. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "answer.h"
+#include "json.h"
 #include "text.h"
 
 static int no_memory(struct mp_error *err)
@@ -16,7 +16,7 @@ static int no_memory(struct mp_error *err)
 int mp_body_json(struct mp_body *out, json_t *json, struct mp_error *err)
 {
     char *text =
-        json ? json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+        json ? mp_json_dump(json, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
 
     json_decref(json);
     *out = (struct mp_body){.head = -1, .type = "application/json"};
@@ -99,18 +99,18 @@ static void print_value(FILE *f, int type, const uint8_t *at)
 /* Nonzero: out of memory. */
 static int print_data(FILE *f, const struct found *r, int type)
 {
+    unsigned before = mp_json_losses();
     json_t *text;
 
     fputs(",\"data\":[", f);
     if (!types[type].size) {
-        errno = 0;
         text = json_stringn((const char *)r->at, r->n);
         if (!text)
             fputs("null", f);
         else
             json_dumpf(text, f, JSON_ENCODE_ANY);
         json_decref(text);
-        if (errno == ENOMEM)
+        if (mp_json_losses() != before)
             return -1;
     } else {
         for (size_t i = 0; i + types[type].size <= r->n;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* ask.c - what a request's body says. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,11 +36,9 @@ static int begin(struct mp_ask *a, struct mp_error *err)
 static int set_text(struct mp_ask *a, const char *key, const char *value,
                     struct mp_error *err)
 {
-    json_t *text;
-
-    errno = 0;
-    text = json_string(value);
-    if (!text && errno == ENOMEM)
+    unsigned before = mp_json_losses();
+    json_t *text = json_string(value);
+    if (!text && mp_json_losses() != before)
         return no_memory(err);
     if (!text)
         return mp_fail(err, MP_EINVAL, "%.60s is no UTF-8", key);
@@ -390,9 +387,11 @@ static int take_boxes(struct mp_ask *a, const struct tensor *t,
                        "input %s: %lld finite numbers are needed", t->name,
                        (long long)t->count);
     list = json_array();
-    for (int64_t i = 0; i < t->dim[0]; i++)
-        json_array_append_new(list, box_json(v + i * t->dim[1], t->dim[1]));
-    return json_object_set_new(a->text, "boxes", list) ? no_memory(err) : 0;
+    for (int64_t i = 0; i < t->dim[0] && !bad; i++)
+        bad =
+            json_array_append_new(list, box_json(v + i * t->dim[1], t->dim[1]));
+    bad |= json_object_set_new(a->text, "boxes", list);
+    return bad ? no_memory(err) : 0;
 }
 
 /* ---- the request ---- */

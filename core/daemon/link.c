@@ -115,7 +115,7 @@ void mp_blob_free(struct mp_blob *b)
 int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err)
 {
     struct head head = {(uint32_t)m->type, m->code, m->id};
-    char *text = m->text ? json_dumps(m->text, JSON_COMPACT) : NULL;
+    char *text = m->text ? mp_json_dump(m->text, JSON_COMPACT) : NULL;
     struct iovec part[2] = {{&head, sizeof head},
                             {text, text ? strlen(text) : 0}};
     union {
