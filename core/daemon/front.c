@@ -97,24 +97,40 @@ void mp_front_give_up(struct mp_front *f, struct pipeline *p, const char *why)
     mp_front_end_waiting(f, p);
 }
 
+/* NULL: out of memory. */
 static json_t *load_text(const struct pipeline *p)
 {
     json_t *assign = json_array();
 
     for (char **a = p->entry->assign; *a; a++)
-        json_array_append_new(assign, json_string(*a));
+        if (json_array_append_new(assign, json_string(*a))) {
+            json_decref(assign);
+            return NULL;
+        }
     return json_pack("{s:s, s:s, s:o, s:f}", "name", p->entry->name, "config",
                      p->entry->config, "assign", assign, "batch_window",
                      p->entry->batch_window);
 }
 
-void mp_front_load(struct pipeline *p)
+static void send_load(struct mp_front *f, struct pipeline *p)
+{
+    json_t *text = load_text(p);
+    int rc = text ? mp_front_send(p->worker, MP_LOAD, p->id, text, MP_NO_BLOB)
+                  : MP_ENOMEM;
+
+    if (rc)
+        mp_front_give_up(f, p,
+                         rc == MP_ENOMEM ? "out of memory"
+                                         : "too many settings in its section");
+}
+
+void mp_front_load(struct mp_front *f, struct pipeline *p)
 {
     p->state = LOADING;
     p->is_wanted = 1;
     p->loading_since = mp_now();
     if (p->worker->pid)
-        mp_front_send(p->worker, MP_LOAD, p->id, load_text(p), MP_NO_BLOB);
+        send_load(f, p);
     else if (!p->worker->restart)
         p->worker->restart = p->loading_since;
 }
@@ -177,6 +193,10 @@ static void on_loaded(struct mp_front *f, struct worker *w,
 
     if (!p || p->worker != w || p->state != LOADING)
         return;
+    if (!m->text) { /* what became of it was lost for want of memory */
+        mp_front_bury(f, w, 0);
+        return;
+    }
     if (m->code) {
         mp_front_give_up(f, p, why ? why : "could not be loaded");
         return;
@@ -281,7 +301,7 @@ static int add_pipeline(struct mp_front *f, const struct mp_pipeline_entry *e,
         end = &(*end)->next;
     *end = p;
     if (e->load == MP_AT_START)
-        mp_front_load(p);
+        mp_front_load(f, p);
     return 0;
 }
 

@@ -123,7 +123,7 @@ static inline void mp_earlier(double *next, double when)
 /* ---- front.c ---- */
 
 struct pipeline *mp_front_find(const struct mp_front *f, const char *name);
-void mp_front_load(struct pipeline *p);
+void mp_front_load(struct mp_front *f, struct pipeline *p);
 void mp_front_unload(struct mp_front *f, struct pipeline *p);
 /* It cannot be served: its requests are told why. */
 void mp_front_give_up(struct mp_front *f, struct pipeline *p, const char *why);
@@ -164,9 +164,10 @@ void mp_front_expire(struct mp_front *f, double now, double *next);
 
 struct worker *mp_front_worker(struct mp_front *f, const char *name,
                                struct mp_error *err);
-/* Takes the text. */
-void mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
-                   json_t *text, struct mp_blob blob);
+/* Takes the text. MP_EINVAL: it is too long, MP_ENOMEM: there is no memory for
+ * it. Any other failure is the worker's, which is killed. */
+int mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
+                  json_t *text, struct mp_blob blob);
 /* It died, or is to; blame: the pipeline that was the reason; 0: see. */
 void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame);
 /* Those that hang are killed, those that are due started; *next: when more is.

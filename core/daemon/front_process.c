@@ -25,17 +25,19 @@ static int no_memory(struct mp_error *err)
 
 /* ---- starting ---- */
 
-void mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
-                   json_t *text, struct mp_blob blob)
+int mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
+                  json_t *text, struct mp_blob blob)
 {
     struct mp_message m = {.type = type, .id = id, .text = text, .blob = blob};
     struct mp_error err = {0};
+    int rc = mp_link_send(w->sock, &m, &err);
 
-    if (mp_link_send(w->sock, &m, &err)) {
-        mp_log(MP_LOG_WARNING, w->name, "%s", err.text);
-        kill(w->pid, SIGKILL); /* the end of its socket tells the rest */
-    }
     json_decref(text);
+    if (!rc || rc == MP_EINVAL || rc == MP_ENOMEM)
+        return rc;
+    mp_log(MP_LOG_WARNING, w->name, "%s", err.text);
+    kill(w->pid, SIGKILL); /* the end of its socket tells the rest */
+    return 0;
 }
 
 static int open_ledger(struct worker *w, struct mp_error *err)
@@ -48,7 +50,10 @@ static int open_ledger(struct worker *w, struct mp_error *err)
             return 0;
         w->ledger = NULL;
     }
-    return mp_fail(err, MP_ENOMEM, "shared memory: %s", strerror(errno));
+    mp_fail(err, MP_ENOMEM, "shared memory: %s", strerror(errno));
+    if (w->ledger_fd >= 0)
+        close(w->ledger_fd);
+    return MP_ENOMEM;
 }
 
 /* The same program anew: nothing of a process with threads is carried over. */
@@ -127,7 +132,7 @@ static int start_worker(struct mp_front *f, struct worker *w,
     w->starts++;
     for (struct pipeline *p = f->pipelines; p; p = p->next)
         if (p->worker == w && p->is_wanted)
-            mp_front_load(p);
+            mp_front_load(f, p);
     return 0;
 }
 

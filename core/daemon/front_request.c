@@ -118,13 +118,30 @@ static size_t flight_limit(const struct mp_front *f, const struct pipeline *p)
     return limit > 0 ? (size_t)limit : 2 * (size_t)batch + 3;
 }
 
+static int send_infer(struct pipeline *p, struct mp_request *r)
+{
+    json_t *text = r->text;
+
+    if (json_object_set_new(text, "pipeline", json_integer((json_int_t)p->id)))
+        return MP_ENOMEM;
+    r->text = NULL;
+    return mp_front_send(p->worker, MP_INFER, r->id, text, r->picture);
+}
+
 static void send_one(struct mp_front *f, struct pipeline *p,
                      struct mp_request *r)
 {
     struct flight *fl = malloc(sizeof *fl);
+    int rc = fl ? send_infer(p, r) : MP_ENOMEM;
 
-    if (!fl) {
-        mp_front_settle_with(f, r, REJECTED, 503, "out of memory");
+    mp_blob_free(&r->picture); /* the worker's now */
+    if (rc) {
+        free(fl);
+        if (rc == MP_ENOMEM)
+            mp_front_settle_with(f, r, REJECTED, 503, "out of memory");
+        else
+            mp_front_settle_with(f, r, BAD_REQUEST, 400,
+                                 "parameters and boxes are too long together");
         return;
     }
     r->sent = mp_now();
@@ -132,10 +149,6 @@ static void send_one(struct mp_front *f, struct pipeline *p,
     f->flights = fl;
     p->nflight++;
     p->used = r->sent;
-    json_object_set_new(r->text, "pipeline", json_integer((json_int_t)p->id));
-    mp_front_send(p->worker, MP_INFER, r->id, r->text, r->picture);
-    r->text = NULL;
-    mp_blob_free(&r->picture); /* the worker's now */
 }
 
 void mp_front_dispatch(struct mp_front *f, struct pipeline *p)
@@ -182,7 +195,7 @@ static void put_in_queue(struct mp_front *f, struct pipeline *p,
         return;
     }
     if (p->state == UNLOADED)
-        mp_front_load(p);
+        mp_front_load(f, p);
     mp_front_dispatch(f, p); /* at once: a burst must not fill the queue of an
                        idle worker */
 }
@@ -203,7 +216,7 @@ static void accept_request(struct mp_front *f, struct mp_request *r)
     } else if (r->kind == MP_WANT_LOAD) {
         p->ndied = 0;
         if (p->state == UNLOADED || p->state == FAILED)
-            mp_front_load(p);
+            mp_front_load(f, p);
         else if (p->state == READY)
             mp_front_settle(f, r, GOOD, 200);
         else if (p->state == UNLOADING)
@@ -292,7 +305,9 @@ static void take_answer(struct mp_front *f, struct mp_request *r,
         mp_front_settle(f, r, GOOD, 200);
         return;
     }
-    mp_without_folders(clean, sizeof clean, text ? text : "failed");
+    if (!text)
+        text = m->code == MP_ENOMEM ? "out of memory" : "failed";
+    mp_without_folders(clean, sizeof clean, text);
     snprintf(r->stage, sizeof r->stage, "%s", stage ? stage : "");
     if (is_of_client(m->code))
         mp_front_settle_with(f, r, BAD_REQUEST, 400, "%s", clean);

@@ -34,19 +34,22 @@ static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
 }
 
 /* What a plain request accepts. */
-static void choose_type(struct exchange *x)
+static int choose_type(struct exchange *x)
 {
     const char *accept = mp_http_header(x, "Accept");
 
     if (x->ask.noutput)
-        return; /* named */
+        return 0; /* named */
     if (accept && strstr(accept, "application/json"))
         x->ask.suffix = "json";
     else if (accept && strstr(accept, "octet-stream"))
         x->ask.suffix = "npy";
     else
         x->ask.suffix = "png";
-    json_object_set_new(x->ask.text, "accept", json_string(x->ask.suffix));
+    return json_object_set_new(x->ask.text, "accept",
+                               json_string(x->ask.suffix))
+               ? MP_ENOMEM
+               : 0;
 }
 
 /* -1: not given; -2: wrong. */
@@ -87,9 +90,11 @@ static void parse_infer(struct exchange *x)
     }
     if (head < 0 && !is_json(x)) {
         rc = mp_ask_plain(&x->ask, x->body.n, &err);
-        MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
-                                  look_at_option, x);
-        choose_type(x);
+        if (!rc)
+            MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
+                                      look_at_option, x);
+        if (!rc && choose_type(x))
+            rc = mp_fail(&err, MP_ENOMEM, "out of memory");
     } else {
         rc = mp_ask_parse(&x->ask, x->body.at, x->body.n, head,
                           (size_t)x->h->conf->limits.json << 20, &err);
@@ -153,7 +158,11 @@ static enum MHD_Result answer_asked(struct exchange *x)
     if (!rc)
         return mp_http_send(x, 200, &b);
     free(b.bytes);
-    mp_http_refuse(x, rc == MP_ENOTSUP ? 406 : 500, "%s", err.text);
+    mp_http_refuse(x,
+                   rc == MP_ENOTSUP  ? 406
+                   : rc == MP_ENOMEM ? 503
+                                     : 500,
+                   "%s", err.text);
     return mp_http_send_error(x);
 }
 

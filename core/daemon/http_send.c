@@ -5,6 +5,7 @@
 #include <string.h>
 #include "about.h"
 #include "http_impl.h"
+#include "json.h"
 #include "page.h"
 #include "zip.h"
 
@@ -46,7 +47,7 @@ enum MHD_Result mp_http_send(struct exchange *x, int status, struct mp_body *b)
     struct MHD_Response *r =
         MHD_create_response_from_buffer(b->n, b->bytes, MHD_RESPMEM_MUST_FREE);
     char number[32];
-    enum MHD_Result sent;
+    enum MHD_Result sent = MHD_YES;
 
     if (!r) {
         free(b->bytes);
@@ -56,10 +57,11 @@ enum MHD_Result mp_http_send(struct exchange *x, int status, struct mp_body *b)
         MHD_add_response_header(r, "Content-Type", b->type);
     if (b->head >= 0) {
         snprintf(number, sizeof number, "%lld", (long long)b->head);
-        MHD_add_response_header(r, "Inference-Header-Content-Length", number);
+        sent = MHD_add_response_header(r, "Inference-Header-Content-Length",
+                                       number);
     }
-    if (coding)
-        MHD_add_response_header(r, "Content-Encoding", coding);
+    if (coding && sent == MHD_YES)
+        sent = MHD_add_response_header(r, "Content-Encoding", coding);
     if (status == 503)
         MHD_add_response_header(r, "Retry-After", "1");
     if (status == 405)
@@ -69,7 +71,8 @@ enum MHD_Result mp_http_send(struct exchange *x, int status, struct mp_body *b)
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (x->route == MP_ROUTE_PAGE)
         MHD_add_response_header(r, "Content-Security-Policy", MP_PAGE_POLICY);
-    sent = MHD_queue_response(x->connection, (unsigned)status, r);
+    if (sent == MHD_YES) /* a body must not go without what tells of it */
+        sent = MHD_queue_response(x->connection, (unsigned)status, r);
     MHD_destroy_response(r);
     x->answered = 1;
     return sent;
@@ -89,14 +92,20 @@ enum MHD_Result mp_http_send_error(struct exchange *x)
     return mp_http_send(x, x->status, &b);
 }
 
-static enum MHD_Result send_json(struct exchange *x, json_t *json)
+/* before: the losses there were before json was made. */
+static enum MHD_Result send_json(struct exchange *x, json_t *json,
+                                 unsigned before)
 {
     struct mp_body b;
     struct mp_error err = {0};
 
+    if (mp_json_losses() != before) {
+        json_decref(json);
+        json = NULL;
+    }
     if (!mp_body_json(&b, json, &err))
         return mp_http_send(x, 200, &b);
-    mp_http_refuse(x, 500, "%s", err.text);
+    mp_http_refuse(x, 503, "%s", err.text);
     return mp_http_send_error(x);
 }
 
@@ -107,7 +116,7 @@ static enum MHD_Result send_text(struct exchange *x, char *text,
 
     if (text)
         return mp_http_send(x, 200, &b);
-    mp_http_refuse(x, 500, "out of memory");
+    mp_http_refuse(x, 503, "out of memory");
     return mp_http_send_error(x);
 }
 
@@ -130,6 +139,7 @@ static json_t *server_json(void)
 static enum MHD_Result send_about(struct exchange *x)
 {
     json_t *about = mp_front_describe(x->h->front, x->model), *out;
+    unsigned before = mp_json_losses();
 
     if (!about) {
         mp_http_refuse(x, 400, "%s is not loaded", x->model);
@@ -138,7 +148,7 @@ static enum MHD_Result send_about(struct exchange *x)
     out = x->route == MP_ROUTE_MODEL ? mp_metadata(x->model, about)
                                      : mp_model_config(x->model, about);
     json_decref(about);
-    return send_json(x, out);
+    return send_json(x, out, before);
 }
 
 static int wants_ready_only(const struct exchange *x)
@@ -155,6 +165,7 @@ static int wants_ready_only(const struct exchange *x)
 enum MHD_Result mp_http_answer_now(struct exchange *x)
 {
     struct mp_front *f = x->h->front;
+    unsigned before = mp_json_losses();
 
     switch (x->route) {
     case MP_ROUTE_PAGE:
@@ -162,9 +173,9 @@ enum MHD_Result mp_http_answer_now(struct exchange *x)
     case MP_ROUTE_METRICS:
         return send_text(x, mp_front_metrics(f), "text/plain; version=0.0.4");
     case MP_ROUTE_ERRORS:
-        return send_json(x, mp_front_errors(f));
+        return send_json(x, mp_front_errors(f), before);
     case MP_ROUTE_SERVER:
-        return send_json(x, server_json());
+        return send_json(x, server_json(), before);
     case MP_ROUTE_LIVE:
         return mp_http_send_state(x, 1);
     case MP_ROUTE_ALL_READY:
@@ -172,11 +183,11 @@ enum MHD_Result mp_http_answer_now(struct exchange *x)
     case MP_ROUTE_MODEL_READY:
         return mp_http_send_state(x, mp_front_is_ready(f, x->model));
     case MP_ROUTE_ALL_STATS:
-        return send_json(x, mp_front_stats(f, NULL));
+        return send_json(x, mp_front_stats(f, NULL), before);
     case MP_ROUTE_MODEL_STATS:
-        return send_json(x, mp_front_stats(f, x->model));
+        return send_json(x, mp_front_stats(f, x->model), before);
     case MP_ROUTE_INDEX:
-        return send_json(x, mp_front_index(f, wants_ready_only(x)));
+        return send_json(x, mp_front_index(f, wants_ready_only(x)), before);
     default:
         return send_about(x);
     }

@@ -11,6 +11,8 @@
 #include "progress.h"
 #include "worker_impl.h"
 
+#define LEAST (16 << 20) /* bytes without which a worker is of no use */
+
 static int no_memory(struct mp_error *err)
 {
     return mp_fail(err, MP_ENOMEM, "out of memory");
@@ -53,19 +55,45 @@ static void catch_crashes(void)
 void mp_worker_send(struct worker *w, struct mp_message *m)
 {
     struct mp_error err = {0};
+    int rc;
 
     pthread_mutex_lock(&w->sending);
-    if (mp_link_send(w->sock, m, &err))
+    rc = mp_link_send(w->sock, m, &err);
+    if (rc == MP_ENOMEM || rc == MP_EINVAL) { /* somebody waits for it */
+        mp_message_free(m);
+        m->code = rc == MP_ENOMEM ? rc : MP_EIO;
+        mp_link_send(w->sock, m, NULL);
+    }
+    if (err.code)
         mp_log(MP_LOG_ERROR, "worker", "%s", err.text);
     pthread_mutex_unlock(&w->sending);
     mp_message_free(m);
 }
 
+/* Whether there is not even memory for any picture. */
+static int is_starved(void)
+{
+    void *volatile some = malloc(LEAST);
+
+    free(some);
+    return !some;
+}
+
+/* Locked. The front starts another, without what has leaked here. */
+static void end(struct worker *w, const struct mp_error *why)
+{
+    w->end = *why;
+    w->quit = 1;
+    pthread_cond_broadcast(&w->changed);
+}
+
 /* Answer and forget it. Not locked; the task is the caller's. */
 static void finish(struct worker *w, struct task *t, int rc)
 {
-    mp_task_answer(w, t, rc);
+    rc = mp_task_answer(w, t, rc);
     pthread_mutex_lock(&w->lock);
+    if (rc == MP_ENOMEM && is_starved())
+        end(w, &t->p.err);
     for (struct task **p = &w->tasks; *p; p = &(*p)->next)
         if (*p == t) {
             *p = t->next;
@@ -164,14 +192,22 @@ static struct hosted *find_host(const struct worker *w, uint64_t id)
 }
 
 /* Takes the message. */
-static int add_task(struct worker *w, struct mp_message *m)
+static void add_task(struct worker *w, struct mp_message *m)
 {
     struct task *t = calloc(1, sizeof *t);
     uint64_t host =
         (uint64_t)json_integer_value(json_object_get(m->text, "pipeline"));
 
-    if (!t)
-        return -1;
+    if (!t || m->code) { /* no memory for it, or for what it says */
+        struct mp_message reply = {.type = MP_DONE,
+                                   .id = m->id,
+                                   .code = MP_ENOMEM,
+                                   .blob = MP_NO_BLOB};
+
+        free(t);
+        mp_worker_send(w, &reply);
+        return;
+    }
     *t = (struct task){.id = m->id,
                        .text = m->text,
                        .blob = m->blob,
@@ -184,12 +220,11 @@ static int add_task(struct worker *w, struct mp_message *m)
         mp_fail(&t->p.err, MP_ENOTSUP, "the pipeline is not loaded");
         mp_task_answer(w, t, MP_ENOTSUP);
         mp_task_free(t);
-        return 0;
+        return;
     }
     t->host->ntask++;
     *w->tasks_end = t;
     w->tasks_end = &t->next;
-    return 0;
 }
 
 static int add_order(struct worker *w, struct mp_message *m)
@@ -209,12 +244,13 @@ static int add_order(struct worker *w, struct mp_message *m)
 static int take_message(struct worker *w, struct mp_message *m)
 {
     if (m->type == MP_INFER)
-        return add_task(w, m);
-    if (m->type != MP_CANCEL)
+        add_task(w, m);
+    else if (m->type != MP_CANCEL)
         return add_order(w, m);
-    for (struct task *t = w->tasks; t; t = t->next)
-        if (t->id == m->id)
-            t->cancelled = 1;
+    else
+        for (struct task *t = w->tasks; t; t = t->next)
+            if (t->id == m->id)
+                t->cancelled = 1;
     return 0;
 }
 
@@ -233,12 +269,10 @@ static void *receive(void *user)
         pthread_mutex_unlock(&w->lock);
         mp_message_free(&m);
     }
-    if (failed || err.code)
-        mp_log(MP_LOG_ERROR, "worker", "%s",
-               err.code ? err.text : "out of memory");
+    if (failed)
+        no_memory(&err);
     pthread_mutex_lock(&w->lock);
-    w->quit = 1;
-    pthread_cond_broadcast(&w->changed);
+    end(w, &err);
     pthread_mutex_unlock(&w->lock);
     return NULL;
 }
@@ -420,8 +454,10 @@ static int run_batch(struct worker *w, size_t first)
     struct look *some = malloc(most * sizeof *some);
     int rc;
 
-    if (!some)
-        return MP_ENOMEM;
+    if (!some) {
+        end_seeing(w, like.task, no_memory(&like.task->p.err));
+        return 0;
+    }
     for (size_t i = first; i < w->nlook; i++) {
         if (n < most && are_alike(&like, &w->look[i]))
             some[n++] = w->look[i];
@@ -571,6 +607,8 @@ int mp_worker_run(struct mp_error *err)
     rc = serve(&w);
     if (rc)
         return mp_fail(err, rc, "the device has failed");
+    if (w.end.code)
+        return mp_fail(err, w.end.code, "%s", w.end.text);
     for (int i = 0; i < w.nthread; i++)
         pthread_join(w.thread[i], NULL);
     while (w.tasks) {

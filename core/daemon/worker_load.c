@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "classes.h"
+#include "json.h"
 #include "record.h"
 #include "worker_impl.h"
 
@@ -84,9 +85,12 @@ static int try_out(struct hosted *h, struct mp_error *err)
         rc = see_trial(&p, h, s);
     h->outputs = json_array();
     if (!rc) {
+        unsigned before = mp_json_losses();
+
         mp_picture_job_write(&p, s, ""); /* kinds may exclude each other */
         for (size_t i = 0; i < keep.n; i++)
             json_array_append_new(h->outputs, describe_output(&keep.at[i]));
+        rc = mp_json_losses() != before ? no_memory(&p.err) : 0;
     }
     if (rc)
         *err = p.err;
@@ -142,13 +146,16 @@ static json_t *list_kinds(const struct mp_settings *s)
     return list;
 }
 
+/* NULL: out of memory. */
 static json_t *describe(const struct hosted *h)
 {
     const struct mp_settings *s = h->settings;
+    unsigned before = mp_json_losses();
     struct mp_pipeline_times t;
+    json_t *all;
 
     mp_pipeline_times(h->pipeline, &t);
-    return json_pack(
+    all = json_pack(
         "{s:s, s:s, s:O, s:o, s:o, s:o, s:o, s:b, s:i, s:o, s:o, s:o, s:o, "
         "s:o, s:f}",
         "head", s->plugin->name, "summary", s->plugin->summary, "outputs",
@@ -163,6 +170,10 @@ static json_t *describe(const struct hosted *h)
         mp_json_text(mp_pipeline_precision(h->pipeline)), "network",
         mp_json_text(mp_pipeline_network_text(h->pipeline)), "load_seconds",
         t.load);
+    if (mp_json_losses() == before)
+        return all;
+    json_decref(all);
+    return NULL;
 }
 
 /* ---- loading ---- */
@@ -219,9 +230,11 @@ void mp_worker_load(struct worker *w, const struct mp_message *m)
     int rc;
 
     rc = h ? open_host(h, &w->devices, m, &err) : no_memory(&err);
+    if (!rc && !(reply.text = describe(h)))
+        rc = no_memory(&err);
+    if (rc)
+        reply.text = json_pack("{s:o}", "error", mp_json_text(err.text));
     reply.code = rc;
-    reply.text =
-        rc ? json_pack("{s:o}", "error", mp_json_text(err.text)) : describe(h);
     if (rc && h) {
         mp_host_close(h);
     } else if (!rc) {

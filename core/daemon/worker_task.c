@@ -2,6 +2,7 @@
 /* worker_task.c - what a request says, and what it is answered. */
 #include <stdlib.h>
 #include <string.h>
+#include "json.h"
 #include "progress.h"
 #include "text.h"
 #include "worker_impl.h"
@@ -89,15 +90,20 @@ static int take_boxes(struct task *t)
     return 0;
 }
 
+/* 0: not given. */
+static json_int_t number(const struct task *t, const char *key)
+{
+    return json_integer_value(json_object_get(t->text, key));
+}
+
 /* The part of the blob that is the picture. */
 static int take_picture(struct task *t)
 {
-    json_int_t offset = 0, bytes = 0, w = 0, h = 0;
+    json_int_t offset = number(t, "offset"), bytes = number(t, "bytes");
+    json_int_t w = number(t, "width"), h = number(t, "height");
     struct mp_picture *out = &t->p.source;
 
     t->p.stage = "read";
-    json_unpack(t->text, "{s?I, s?I, s?I, s?I}", "offset", &offset, "bytes",
-                &bytes, "width", &w, "height", &h);
     if (offset < 0 || bytes < 0 || (size_t)offset > t->blob.n ||
         (size_t)bytes > t->blob.n - (size_t)offset)
         return mp_fail(&t->p.err, MP_EINVAL, "the picture is not all there");
@@ -153,18 +159,18 @@ static json_t *describe_kept(const struct mp_kept *k, size_t offset)
 static int pack_results(struct mp_message *m, const struct task *t,
                         struct mp_error *err)
 {
-    json_t *list = json_array();
+    unsigned before = mp_json_losses();
+    json_t *list;
     size_t n = 0;
     int rc;
 
     for (size_t i = 0; i < t->keep.n; i++)
         n += t->keep.at[i].n;
     rc = mp_blob_new(&m->blob, n, err);
-    if (rc) {
-        json_decref(list);
+    if (rc)
         return rc;
-    }
     n = 0;
+    list = json_array();
     for (size_t i = 0; i < t->keep.n; n += t->keep.at[i++].n) {
         memcpy(m->blob.at + n, t->keep.at[i].bytes, t->keep.at[i].n);
         json_array_append_new(list, describe_kept(&t->keep.at[i], n));
@@ -176,10 +182,14 @@ static int pack_results(struct mp_message *m, const struct task *t,
                                   : 0,
                         "network", t->p.network, "merge", t->merge, "write",
                         t->write, "runs", t->runs);
-    return m->text ? 0 : no_memory(err);
+    if (m->text && mp_json_losses() == before)
+        return 0;
+    json_decref(m->text);
+    m->text = NULL;
+    return no_memory(err);
 }
 
-void mp_task_answer(struct worker *w, struct task *t, int rc)
+int mp_task_answer(struct worker *w, struct task *t, int rc)
 {
     struct mp_message m = {.type = MP_DONE, .id = t->id, .blob = MP_NO_BLOB};
     struct mp_error *err = &t->p.err;
@@ -191,6 +201,7 @@ void mp_task_answer(struct worker *w, struct task *t, int rc)
                            "stage", t->p.stage ? t->p.stage : "read");
     m.code = rc;
     mp_worker_send(w, &m);
+    return rc;
 }
 
 void mp_task_free(struct task *t)
