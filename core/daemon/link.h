@@ -54,7 +54,7 @@ struct mp_message {
     struct mp_blob blob;
 };
 
-#define MP_TEXT_MAX 65536 /* bytes of a message's JSON */
+#define MP_TEXT_MAX 131072 /* bytes of a message's JSON */
 
 /* MP_EIO: the other side is gone, or will not read. */
 int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err);
