@@ -363,6 +363,38 @@ START_TEST(much_json)
 }
 END_TEST
 
+/* A request that does not fit into a message to the worker is its own trouble
+ * alone: a name too long; boxes with more digits than a message has room for.
+ */
+START_TEST(long_message)
+{
+    size_t size = 200000;
+    char *json = calloc(1, size), *out = malloc(size);
+    double before = metric("mpipe_worker_deaths_total{worker=\"main\"} ");
+    struct reply r;
+
+    strcpy(json, "{\"inputs\":[{\"name\":\"image\",\"shape\":[1,1,1,3],"
+                 "\"datatype\":\"UINT8\",\"data\":[1,2,3]}");
+    if (_i) {
+        strcat(json, ",{\"name\":\"boxes\",\"shape\":[512,5],\"datatype\":"
+                     "\"FP32\",\"data\":[0");
+        fill(json + strlen(json), ",-1.2345678901234567e-100", 2559);
+        strcat(json, "]}]}");
+    } else {
+        strcat(json, "],\"parameters\":{\"");
+        fill(json + strlen(json), "a", 70000);
+        strcat(json, "\":1}}");
+    }
+    r = ask_bytes(out, compose(out, size, INFER, "", json, "", 0));
+    ck_assert_msg(r.status == (_i ? 200 : 400), "%d %s", r.status, r.body);
+    ck_assert_double_eq(metric("mpipe_worker_deaths_total{worker=\"main\"} "),
+                        before);
+    free(r.body);
+    free(json);
+    free(out);
+}
+END_TEST
+
 START_TEST(bomb)
 {
     size_t n = (1 << 20) + 1;
@@ -720,6 +752,7 @@ int main(void)
     tcase_add_test(c, endless_body);
     tcase_add_test(c, many_pieces);
     tcase_add_loop_test(c, much_json, 0, 5);
+    tcase_add_loop_test(c, long_message, 0, 2);
     tcase_add_test(c, bomb);
     tcase_add_test(c, long_head);
     tcase_add_test(c, half_open);

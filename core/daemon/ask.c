@@ -9,7 +9,9 @@
 #define DIMS_MAX   8
 #define INPUTS_MAX 8
 #define BOXES_MAX  512
-#define OPTION_MAX 200 /* bytes of a value */
+#define KEY_MAX    60                   /* bytes of an option's name */
+#define OPTION_MAX 200                  /* bytes of its value */
+#define TEXT_MAX   (MP_TEXT_MAX - 1000) /* the front adds a little */
 
 static int no_memory(struct mp_error *err)
 {
@@ -42,9 +44,12 @@ static int set_text(struct mp_ask *a, const char *key, const char *value,
         return no_memory(err);
     if (!text)
         return mp_fail(err, MP_EINVAL, "%.60s is no UTF-8", key);
-    if (strlen(value) > OPTION_MAX)
-        return mp_fail(err, MP_EINVAL, "%.60s is longer than %d bytes", key,
-                       OPTION_MAX);
+    if (strlen(key) > KEY_MAX || strlen(value) > OPTION_MAX) {
+        json_decref(text);
+        return mp_fail(err, MP_EINVAL,
+                       "parameter %.60s: up to %d bytes, and %d of its value",
+                       key, KEY_MAX, OPTION_MAX);
+    }
     return json_object_set_new(json_object_get(a->text, "options"), key, text)
                ? no_memory(err)
                : 0;
@@ -540,4 +545,16 @@ int mp_ask_parse(struct mp_ask *a, const void *body, size_t n, int64_t head,
         rc = parse_root(a, root, body, json, n, err);
     json_decref(root);
     return rc;
+}
+
+int mp_ask_check(const struct mp_ask *a, struct mp_error *err)
+{
+    size_t n = json_dumpb(a->text, NULL, 0, JSON_COMPACT);
+
+    return n <= TEXT_MAX
+               ? 0
+               : mp_fail(err, MP_EINVAL,
+                         "parameters, outputs and boxes are %zu bytes of text: "
+                         "at most %d",
+                         n, TEXT_MAX);
 }

@@ -43,5 +43,7 @@ int mp_ask_parse(struct mp_ask *a, const void *body, size_t n, int64_t head,
 int mp_ask_plain(struct mp_ask *a, size_t n, struct mp_error *err);
 int mp_ask_option(struct mp_ask *a, const char *key, const char *value,
                   struct mp_error *err);
+/* At last: does it fit into a message? */
+int mp_ask_check(const struct mp_ask *a, struct mp_error *err);
 
 #endif

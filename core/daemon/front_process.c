@@ -91,6 +91,8 @@ static int spawn(struct mp_front *f, struct worker *w, int sock,
 /* Sockets above those numbers that the worker is to have. */
 static int make_pair(int pair[2])
 {
+    int room = 2 * MP_TEXT_MAX;
+
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return -1;
     for (int i = 0; i < 2; i++) {
@@ -98,6 +100,7 @@ static int make_pair(int pair[2])
 
         close(pair[i]);
         pair[i] = up;
+        setsockopt(up, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
     }
     if (pair[0] >= 0 && pair[1] >= 0)
         return 0;

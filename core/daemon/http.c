@@ -99,6 +99,8 @@ static void parse_infer(struct exchange *x)
         rc = mp_ask_parse(&x->ask, x->body.at, x->body.n, head,
                           (size_t)x->h->conf->limits.json << 20, &err);
     }
+    if (!rc)
+        rc = mp_ask_check(&x->ask, &err);
     if (rc)
         mp_http_refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
 }
