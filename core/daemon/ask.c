@@ -40,6 +40,7 @@ static int set_text(struct mp_ask *a, const char *key, const char *value,
 {
     unsigned before = mp_json_losses();
     json_t *text = json_string(value);
+
     if (!text && mp_json_losses() != before)
         return no_memory(err);
     if (!text)

@@ -90,10 +90,14 @@ static void end(struct worker *w, const struct mp_error *why)
 /* Answer and forget it. Not locked; the task is the caller's. */
 static void finish(struct worker *w, struct task *t, int rc)
 {
-    rc = mp_task_answer(w, t, rc);
+    if (rc == MP_ENOMEM && is_starved()) {
+        pthread_mutex_lock(&w->lock);
+        end(w, &t->p.err); /* the front answers for it */
+        pthread_mutex_unlock(&w->lock);
+        return;
+    }
+    mp_task_answer(w, t, rc);
     pthread_mutex_lock(&w->lock);
-    if (rc == MP_ENOMEM && is_starved())
-        end(w, &t->p.err);
     for (struct task **p = &w->tasks; *p; p = &(*p)->next)
         if (*p == t) {
             *p = t->next;

@@ -88,8 +88,8 @@ void mp_worker_send(struct worker *w, struct mp_message *m);
 const struct mp_settings *mp_task_settings(const struct task *t);
 /* What is asked for, and the picture: to be seen. */
 int mp_task_open(struct task *t);
-/* Its results, or rc and t->p.err. What was answered. */
-int mp_task_answer(struct worker *w, struct task *t, int rc);
+/* Its results, or rc and t->p.err. */
+void mp_task_answer(struct worker *w, struct task *t, int rc);
 void mp_task_free(struct task *t);
 
 /* ---- worker_load.c: the main thread, not locked ---- */

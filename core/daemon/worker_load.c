@@ -229,7 +229,7 @@ void mp_worker_load(struct worker *w, const struct mp_message *m)
     struct mp_error err = {0};
     int rc;
 
-    rc = h ? open_host(h, &w->devices, m, &err) : no_memory(&err);
+    rc = h && !m->code ? open_host(h, &w->devices, m, &err) : no_memory(&err);
     if (!rc && !(reply.text = describe(h)))
         rc = no_memory(&err);
     if (rc)

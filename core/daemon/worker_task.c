@@ -189,7 +189,7 @@ static int pack_results(struct mp_message *m, const struct task *t,
     return no_memory(err);
 }
 
-int mp_task_answer(struct worker *w, struct task *t, int rc)
+void mp_task_answer(struct worker *w, struct task *t, int rc)
 {
     struct mp_message m = {.type = MP_DONE, .id = t->id, .blob = MP_NO_BLOB};
     struct mp_error *err = &t->p.err;
@@ -201,7 +201,6 @@ int mp_task_answer(struct worker *w, struct task *t, int rc)
                            "stage", t->p.stage ? t->p.stage : "read");
     m.code = rc;
     mp_worker_send(w, &m);
-    return rc;
 }
 
 void mp_task_free(struct task *t)
