@@ -62,15 +62,24 @@ shell_tests = \
 
 if DAEMON
 daemon_tests = \
+	%reldir%/test_faults \
 	%reldir%/test_http \
 	%reldir%/test_queue \
 	%reldir%/test_system
+%canon_reldir%_test_faults_SOURCES = %reldir%/test_faults.c \
+	%reldir%/served.c %reldir%/served.h %reldir%/inject.h
 %canon_reldir%_test_http_SOURCES = %reldir%/test_http.c \
 	%reldir%/served.c %reldir%/served.h
 %canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)
 endif
+
+# Preloaded into programs, it makes what they ask of the system fail.
+check_LTLIBRARIES += %reldir%/inject.la
+%canon_reldir%_inject_la_SOURCES = %reldir%/inject.c %reldir%/inject.h
+%canon_reldir%_inject_la_LDFLAGS = $(AM_LDFLAGS) -module -avoid-version -shared \
+	-rpath $(abs_builddir)
 
 # A head to try patience with; -rpath, or libtool makes no shared object.
 check_LTLIBRARIES += %reldir%/trouble.la
