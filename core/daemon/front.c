@@ -423,10 +423,12 @@ static double do_due(struct mp_front *f)
 {
     double now = mp_now(), next = now + 3600;
 
-    if (f->every_second) {
+    if (f->every_second && f->second <= now) {
         f->every_second(f->every_user);
-        mp_earlier(&next, now + 1);
+        f->second = now + 1;
     }
+    if (f->every_second)
+        mp_earlier(&next, f->second);
     mp_front_expire(f, now, &next);
     mp_front_mind(f, now, &next);
     for (struct pipeline *p = f->pipelines; p; p = p->next)

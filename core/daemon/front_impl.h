@@ -97,6 +97,7 @@ struct mp_front {
     void (*every_second)(void *user);
     void *every_user;
     double began, drain_until, watchdog, beat;
+    double second; /* when every_second is due */
     struct {
         char text[400];
         time_t when;

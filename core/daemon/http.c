@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* http.c - connections, bodies and limits; see http.h. */
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -362,13 +363,25 @@ static void on_connection(void *user, struct MHD_Connection *c, void **context,
     }
 }
 
+/* Has the client gone within its request? libmicrohttpd does not hear of an end
+ * that came together with the last bytes. Seen a second time, those have been
+ * read, and the request was not complete with them. */
+static int is_abandoned(struct peer *p)
+{
+    struct pollfd f = {.fd = p->fd, .events = POLLRDHUP};
+    int before = p->hung_up;
+
+    p->hung_up = poll(&f, 1, 0) == 1;
+    return p->hung_up && before;
+}
+
 void mp_http_sweep(struct mp_http *h)
 {
     double before = mp_now() - h->conf->limits.request_time;
 
     pthread_mutex_lock(&h->lock);
     for (struct peer *p = h->peers; p; p = p->next)
-        if (!p->busy && p->since < before)
+        if (!p->busy && (p->since < before || is_abandoned(p)))
             shutdown(p->fd, SHUT_RDWR); /* libmicrohttpd sees its end */
     pthread_mutex_unlock(&h->lock);
 }

@@ -18,6 +18,7 @@ struct peer {
     int fd;
     double since; /* it has been asking */
     int busy;     /* its request is being served */
+    int hung_up;  /* so it was when last looked at */
     uint64_t client;
 };
 
