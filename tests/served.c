@@ -255,21 +255,50 @@ size_t files_of(pid_t pid)
     return n - 2; /* . and .. */
 }
 
-pid_t worker_pid(void)
+/* Processes that the front has begun, up to most. */
+static size_t workers(pid_t *pid, size_t most)
 {
-    char path[100], name[100];
-    long pid = 0;
+    char path[100];
+    size_t n = 0;
+    long one;
     FILE *f;
 
     snprintf(path, sizeof path, "/proc/%ld/task/%ld/children", (long)server,
              (long)server);
     f = fopen(path, "r");
-    if (!f)
-        return 0;
-    while (fscanf(f, "%99s", name) == 1)
-        pid = strtol(name, NULL, 10); /* the youngest */
+    ck_assert_ptr_nonnull(f);
+    while (n < most && fscanf(f, "%ld", &one) == 1)
+        pid[n++] = (pid_t)one;
     fclose(f);
-    return (pid_t)pid;
+    return n;
+}
+
+#define WORKERS 8
+
+size_t memory_of_all(void)
+{
+    pid_t pid[WORKERS];
+    size_t n = workers(pid, WORKERS), all = memory_of(server);
+
+    for (size_t i = 0; i < n; i++)
+        all += memory_of(pid[i]);
+    return all;
+}
+
+pid_t worker_pid(void)
+{
+    pid_t pid;
+
+    return workers(&pid, 1) ? pid : 0;
+}
+
+void signal_workers(int number)
+{
+    pid_t pid[WORKERS];
+    size_t n = workers(pid, WORKERS);
+
+    for (size_t i = 0; i < n; i++)
+        kill(pid[i], number);
 }
 
 static FILE *create(char path[300], const char *name)

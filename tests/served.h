@@ -28,7 +28,9 @@ double now(void);
 void pause_for(double seconds);
 size_t memory_of(pid_t pid); /* resident, KiB */
 size_t files_of(pid_t pid);  /* open */
-pid_t worker_pid(void);      /* the youngest; 0: there is none */
+size_t memory_of_all(void);  /* with the workers, KiB */
+pid_t worker_pid(void);      /* the first; 0: there is none */
+void signal_workers(int number);
 
 /* ---- bytes ---- */
 

@@ -13,19 +13,22 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
 
 #include "served.h"
 
+#define COMPUTE_TIME 5 /* seconds, as below */
+
 static void setup(void)
 {
     serve("[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
-          "compute_time = 8\n"
+          "compute_time = 5\n"
           "[worker]\ndeaths = 1000\nbackoff = 0\n"
           "[pipeline trouble]\nfile = trouble.ini\n"
           "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
-          "worker = other\nbatch_window = 300\ncompute.batch = 4\n",
+          "worker = other\nbatch_window = 10000\ncompute.batch = 4\n",
           NULL, NULL);
 }
 
@@ -179,6 +182,8 @@ static const struct {
           "Content-Length: 2\r\n",
           "{}"),
      400},
+    {POST("Inference-Header-Content-Length: 0\r\nContent-Length: 2\r\n", "{}"),
+     400},
     {POST("Content-Encoding: gzip\r\nContent-Length: 2\r\n", "{}"), 400},
     {POST("Content-Encoding: br\r\nContent-Length: 2\r\n", "{}"), 400},
     {POST("Content-Length: 2\r\n", "{}"), 400},
@@ -223,6 +228,10 @@ static const struct {
     {IMAGE("\"-1\"", SIZE("12")), "shape"},
     {IMAGE("[1,2,2,3.0]", SIZE("12")), "shape"},
     {IMAGE("[1,1,1,1,1,1,1,1,1]", SIZE("12")), "shape"},
+    {IMAGE(
+         "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]",
+         SIZE("12")),
+     "shape"},
     {IMAGE("[1,0,4,3]", SIZE("0")), "must be UINT8"},
     {IMAGE("[2,2,1,3]", SIZE("12")), "must be UINT8"},
     {"{\"inputs\":[]}", "missing"},
@@ -232,6 +241,10 @@ static const struct {
     {"{\"inputs\":[{\"name\":\"a\\u0000b\"}]}", "no JSON"},
     {"{\"inputs\":[{\"name\":\"\xff\"}]}", "no JSON"},
     {"{\"inputs\":1,\"inputs\":1}", "no JSON"},
+    {"{\"inputs\":[{\"name\":\"image\",\"datatype\":\"UINT8\",\"shape\":[1,2,1,"
+     "3]" SIZE("6") "},{\"name\":\"boxes\",\"datatype\":\"FP32\",\"shape\":[1,"
+                    "4]" SIZE("7") "}]}",
+     "does not lie in the body"},
     {BYTES("12"), "length"},
     {BYTES("3"), "length"},
     {WITH("\"parameters\":[1]"), "parameters"},
@@ -294,7 +307,7 @@ END_TEST
 START_TEST(endless_body)
 {
     char bytes[4096] = "", line[40];
-    double until = now() + 20;
+    double until = now() + 300; /* or else it goes on for ever */
     int fd = dial();
 
     snprintf(line, sizeof line, "%zx\r\n", sizeof bytes);
@@ -333,7 +346,22 @@ static void fill(char *out, const char *piece, size_t times)
     out[times * n] = '\0';
 }
 
-/* Many outputs, inputs, levels: each refused, and soon. */
+/* Seconds until this JSON is refused. */
+static double refusal(const char *json)
+{
+    size_t size = strlen(json) + 1000;
+    char *out = malloc(size);
+    double began = now();
+    struct reply r = ask_bytes(out, compose(out, size, INFER, "", json, "", 0));
+
+    ck_assert_int_eq(r.status, 400);
+    free(r.body);
+    free(out);
+    return now() - began;
+}
+
+/* Many outputs, inputs, levels: each refused, and about as soon as a text of
+ * that length that is none of it. */
 START_TEST(much_json)
 {
     static const struct {
@@ -346,20 +374,18 @@ START_TEST(much_json)
         {"{\"inputs\":", "[", "", 1000000},
         {"{\"parameters\":{\"a\":", "{\"a\":", "", 10000},
     };
-    size_t size = 2 << 20;
-    char *json = malloc(size), *out = malloc(size);
-    double began = now();
-    struct reply r;
+    char *json = malloc(2 << 20);
+    double plain;
 
+    strcpy(json, "{\"id\":\"");
+    fill(json + strlen(json), "a", 1000000);
+    strcat(json, "\"}");
+    plain = refusal(json);
     strcpy(json, many[_i].before);
     fill(json + strlen(json), many[_i].piece, many[_i].times);
     strcat(json, many[_i].after);
-    r = ask_bytes(out, compose(out, size, INFER, "", json, "", 0));
-    ck_assert_int_eq(r.status, 400);
-    ck_assert_double_lt(now() - began, 5);
-    free(r.body);
+    ck_assert_double_lt(refusal(json), 0.2 + 50 * plain);
     free(json);
-    free(out);
 }
 END_TEST
 
@@ -444,26 +470,29 @@ END_TEST
 
 #define HALF_OPEN 512
 
-START_TEST(half_open)
+static void raise_files(void)
 {
     struct rlimit r;
-    int fd[HALF_OPEN];
-    double began, took;
-    char end;
 
     ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &r), 0);
     r.rlim_cur = r.rlim_max;
     setrlimit(RLIMIT_NOFILE, &r);
+    ck_assert_uint_ge(r.rlim_cur, 1100);
+}
+
+/* Heads and bodies that never end; a byte now and then is no excuse. */
+START_TEST(half_open)
+{
+    int fd[HALF_OPEN];
+    char end;
+
+    raise_files();
     for (int i = 0; i < HALF_OPEN; i++) {
         fd[i] = dial();
         put_text(fd[i], i % 2 ? "POST " INFER " HTTP/1.1\r\nHost: "
                               : POST("Content-Length: 100\r\n", "{"));
     }
-    began = now();
     ck_assert_int_eq(good(), 200);
-    took = now() - began;
-    ck_assert_msg(took < 2, "%g s", took);
-    /* a byte now and then is no excuse */
     for (int k = 0; k < 4; k++) {
         pause_for(0.5);
         for (int i = 0; i < HALF_OPEN; i++)
@@ -472,7 +501,7 @@ START_TEST(half_open)
     for (int i = 0; i < HALF_OPEN; i++) {
         struct pollfd p = {fd[i], POLLIN, 0};
 
-        ck_assert_int_eq(poll(&p, 1, 10000), 1);
+        ck_assert_int_eq(poll(&p, 1, 60000), 1);
         while (recv(fd[i], &end, 1, 0) > 0)
             ;
         close(fd[i]);
@@ -480,108 +509,145 @@ START_TEST(half_open)
 }
 END_TEST
 
-/* The client goes while its request waits, or is worked on. */
+static size_t compose_image(char *out, size_t size, const char *path)
+{
+    char json[300];
+
+    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
+    return compose(out, size, path, "", json, pixels, 12);
+}
+
+/* Until the number behind a metric is this. */
+static void wait_metric(const char *name, double value)
+{
+    double until = now() + 60;
+
+    while (metric(name) != value && now() < until)
+        pause_for(0.01);
+    ck_assert_msg(metric(name) == value, "%s%g, not %g", name, metric(name),
+                  value);
+}
+
+#define QUEUED    "mpipe_queue_length{model=\"trouble\"} "
+#define IN_FLIGHT "mpipe_in_flight{model=\"trouble\"} "
+#define DEATHS    "mpipe_worker_deaths_total{worker=\"main\"} "
+#define CANCELLED                                                              \
+    "mpipe_requests_total{model=\"trouble\",result=\"cancelled\"} "
+
+/* The client goes while its request waits, or is worked on: by a worker that
+ * gets no further. */
 START_TEST(client_goes)
 {
-    char json[500], out[2000];
-    double before = metric("mpipe_requests_total{model=\"trouble\",result="
-                           "\"cancelled\"} "),
-           until = now() + 40;
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
+    double before = metric(CANCELLED);
     int fd[10];
-    size_t n;
 
-    snprintf(json, sizeof json,
-             IMAGE("[1,2,2,3]",
-                   SIZE("12") "}],\"parameters\":{\"fault\":"
-                              "\"sleep\",\"seconds\":2},\"x\":[{\"y\":1"));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
+    signal_workers(SIGSTOP);
     for (int i = 0; i < 10; i++) {
         fd[i] = dial();
         put(fd[i], out, n);
     }
-    while (metric("mpipe_queue_length{model=\"trouble\"} ") < 5 &&
-           now() < until)
-        pause_for(0.01);
+    wait_metric(QUEUED, 5);
+    ck_assert_double_eq(metric(IN_FLIGHT), 5);
     for (int i = 0; i < 10; i++)
         close(fd[i]);
-    while (metric("mpipe_requests_total{model=\"trouble\",result="
-                  "\"cancelled\"} ") < before + 10 &&
-           now() < until)
-        pause_for(0.01);
-    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
-    while (metric("mpipe_in_flight{model=\"trouble\"} ") > 0 && now() < until)
-        pause_for(0.01);
-    ck_assert_double_lt(now(), until);
+    wait_metric(CANCELLED, before + 10);
+    ck_assert_double_eq(metric(QUEUED), 0);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
+    ck_assert_int_eq(good(), 200);
 }
 END_TEST
 
-/* 5 may be with the worker and 8 may wait. */
+/* It goes in the middle of its body: its connection does not stay behind. Half
+ * of the times it only says that there is no more to come. */
+START_TEST(client_goes_early)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER), before = files_of(server);
+    double until = now() + 60;
+    int fd[20];
+
+    for (int i = 0; i < 20; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n - 4);
+        if (i % 2)
+            close(fd[i]);
+        else
+            shutdown(fd[i], SHUT_WR);
+    }
+    while (files_of(server) > before && now() < until)
+        pause_for(0.01);
+    ck_assert_uint_le(files_of(server), before);
+    for (int i = 0; i < 20; i += 2)
+        close(fd[i]);
+    ck_assert_int_eq(good(), 200);
+}
+END_TEST
+
+/* 5 are with the worker, which gets no further, and 8 may wait. */
 START_TEST(queue_is_full)
 {
-    char json[500], out[2000];
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
     int fd[16], counts[3] = {0};
-    size_t n;
 
-    snprintf(json, sizeof json,
-             IMAGE("[1,2,2,3]",
-                   SIZE("12") "}],\"parameters\":{\"fault\":"
-                              "\"sleep\",\"seconds\":0.3},\"x\":[{\"y\":1"));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
-    for (int i = 0; i < 16; i++) {
+    signal_workers(SIGSTOP);
+    for (int i = 0; i < 13; i++) {
         fd[i] = dial();
         put(fd[i], out, n);
-        pause_for(0.005);
     }
-    for (int i = 0; i < 16; i++) {
+    wait_metric(QUEUED, 8);
+    for (int i = 13; i < 16; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    for (int i = 15; i >= 0; i--) {
         struct reply r = hear(fd[i]);
 
+        if (i == 13)
+            signal_workers(SIGCONT);
         counts[r.status == 200 ? 0 : r.status == 503 ? 1 : 2]++;
         if (r.status == 503)
             ck_assert_ptr_nonnull(strcasestr(r.head, "\r\nRetry-After: 1"));
         free(r.body);
         close(fd[i]);
     }
-    ck_assert_int_eq(counts[2], 0);
-    ck_assert_int_ge(counts[0], 13);
-    ck_assert_int_ge(counts[1], 1);
+    ck_assert_int_eq(counts[0], 13);
+    ck_assert_int_eq(counts[1], 3);
 }
 END_TEST
 
+/* Whatever the worker does, or does not. */
 START_TEST(time_is_over)
 {
-    double began = now();
-    struct reply r = infer(",\"fault\":\"sleep\",\"seconds\":2,\"timeout\":"
-                           "100000",
-                           pixels, sizeof pixels);
+    struct reply r;
 
+    signal_workers(SIGSTOP);
+    r = infer(",\"timeout\":100000", pixels, sizeof pixels);
     ck_assert_int_eq(r.status, 503);
     ck_assert_ptr_nonnull(strstr(r.body, "time was over"));
-    ck_assert_double_lt(now() - began, 1.5);
     free(r.body);
-    pause_for(2);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
 }
 END_TEST
 
 /* Pictures of four clients, seen at once. */
 START_TEST(batched)
 {
-    char out[2000], json[300];
-    struct reply r;
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, "/v2/models/batch/infer");
     int fd[4];
-    size_t n;
 
-    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-    n = compose(out, sizeof out, "/v2/models/batch/infer", "", json, pixels,
-                12);
-    r = ask_bytes(out, n); /* loads it */
-    ck_assert_int_eq(r.status, 200);
-    free(r.body);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) { /* the first loads it */
         fd[i] = dial();
         put(fd[i], out, n);
     }
     for (int i = 0; i < 4; i++) {
-        r = hear(fd[i]);
+        struct reply r = hear(fd[i]);
+
         ck_assert_int_eq(r.status, 200);
         free(r.body);
         close(fd[i]);
@@ -598,19 +664,44 @@ END_TEST
 static const struct {
     const char *fault, *how;
 } faults[] = {
-    {"segfault", "signal 11"}, {"abort", "signal 6"}, {"exit", "status 7"},
-    {"fpe", "signal 8"},       {"spin", "signal 9"},
+    {"segfault", "signal 11"}, {"abort", "signal 6"},
+    {"exit", "status 7"},      {"fpe", "signal 8"},
+    {"spin", "signal 9"},      {"overrun", "the worker that had the request"},
 };
 
+/* Pipelines of another worker do not notice. A death is told at once, and not
+ * by the end of compute_time but where a head spins. */
 START_TEST(worker_dies)
 {
-    double began = now();
-    struct reply r = trouble(faults[_i].fault, _i % 2 ? "views" : "decode");
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, "/v2/models/batch/infer");
+    int fd[4], is_spin = !strcmp(faults[_i].fault, "spin");
+    double began, took;
+    struct reply r;
 
+    for (int i = 0; i < 3 + is_spin; i++) { /* three wait for a fourth */
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    began = now();
+    r = trouble(faults[_i].fault, _i % 2 ? "views" : "decode");
+    took = now() - began;
     ck_assert_int_eq(r.status, 500);
     ck_assert_msg(strstr(r.body, faults[_i].how) != NULL, "%s", r.body);
-    ck_assert_double_lt(now() - began, 8 + 4); /* compute_time */
+    ck_assert_msg(is_spin ? took >= COMPUTE_TIME && took < 3 * COMPUTE_TIME
+                          : took < COMPUTE_TIME,
+                  "%g s", took);
     free(r.body);
+    if (!is_spin) {
+        fd[3] = dial();
+        put(fd[3], out, n);
+    }
+    for (int i = 0; i < 4; i++) {
+        r = hear(fd[i]);
+        ck_assert_int_eq(r.status, 200);
+        free(r.body);
+        close(fd[i]);
+    }
     wait_ready();
     ck_assert_int_eq(good(), 200);
 }
@@ -626,39 +717,65 @@ START_TEST(head_fails)
 }
 END_TEST
 
-/* Every accepted request is answered, whatever happens to the worker. */
+/* Every accepted request is answered, whatever happens to the worker: dead with
+ * all it can have, and others waiting; or anywhere on the way. */
 START_TEST(killed_under_load)
 {
-    int kills = getenv("MPIPE_LONG") ? 100 : 10, fd[4], answered = 0;
-    char json[300], out[2000];
-    size_t n;
+    int kills = getenv("MPIPE_LONG") ? 100 : 10, fd[8], counts[2] = {0};
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
+    double before = metric(DEATHS);
 
-    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
     for (int k = 0; k < kills; k++) {
-        pid_t pid = worker_pid();
-
-        for (int i = 0; i < 4; i++) {
+        wait_ready();
+        if (k % 2)
+            signal_workers(SIGSTOP);
+        for (int i = 0; i < 8; i++) {
             fd[i] = dial();
             put(fd[i], out, n);
         }
-        if (pid)
-            kill(pid, SIGKILL);
-        for (int i = 0; i < 4; i++) {
+        if (k % 2)
+            wait_metric(IN_FLIGHT, 5);
+        else
+            pause_for(0.001 * (k % 7));
+        ck_assert_int_gt(worker_pid(), 0);
+        kill(worker_pid(), SIGKILL);
+        signal_workers(SIGCONT);
+        for (int i = 0; i < 8; i++) {
             struct reply r = hear(fd[i]);
 
             ck_assert_msg(r.status == 200 || r.status == 500, "%d", r.status);
-            answered++;
+            counts[r.status == 500]++;
             free(r.body);
             close(fd[i]);
         }
     }
-    ck_assert_int_eq(answered, 4 * kills);
+    ck_assert_int_eq(counts[0] + counts[1], 8 * kills);
+    ck_assert_int_ge(counts[1], 5 * kills / 2);
+    ck_assert_double_eq(metric(DEATHS), before + kills);
+    printf("%d kills: %d requests answered, %d of them with 500\n", kills,
+           8 * kills, counts[1]);
     wait_ready();
     ck_assert_int_eq(good(), 200);
 }
 END_TEST
 
+/* Asks for ever; a byte for each answer, 1 if it was right. */
+static pid_t ask_on(int to)
+{
+    pid_t child = fork();
+
+    ck_assert_int_ge(child, 0);
+    while (!child) {
+        char is_good = good() == 200;
+
+        if (write(to, &is_good, 1) != 1)
+            _exit(0);
+    }
+    return child;
+}
+
+/* While another pipeline serves. */
 START_TEST(loaded_and_unloaded)
 {
     static const char load[] = "POST /v2/repository/models/batch/load HTTP/1.1"
@@ -667,17 +784,29 @@ START_TEST(loaded_and_unloaded)
         "POST /v2/repository/models/batch/unload HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 46\r\n\r\n"
         "{\"parameters\":{\"unload_dependents\":false}}    ";
-    int rounds = getenv("MPIPE_LONG") ? 1000 : 10;
+    int rounds = getenv("MPIPE_LONG") ? 1000 : 10, pair[2], answers = 0;
     size_t before;
+    pid_t child;
+    char is_good;
 
+    ck_assert_int_eq(pipe(pair), 0);
+    child = ask_on(pair[1]);
+    close(pair[1]);
     ck_assert_int_eq(status_of(load), 200);
-    before = memory_of(server);
+    ck_assert_int_eq(status_of(unload), 200);
+    ck_assert_int_eq(status_of(load), 200);
+    before = memory_of_all();
     for (int i = 0; i < rounds; i++) {
         ck_assert_int_eq(status_of(unload), 200);
-        ck_assert_int_eq(good(), 200);
         ck_assert_int_eq(status_of(load), 200);
     }
-    ck_assert_uint_le(memory_of(server), before + before / 20 + 512);
+    ck_assert_uint_le(memory_of_all(), before + before / 20 + 1024);
+    kill(child, SIGKILL);
+    ck_assert_int_eq(waitpid(child, NULL, 0), child);
+    for (; read(pair[0], &is_good, 1) == 1; answers++)
+        ck_assert_int_eq(is_good, 1);
+    ck_assert_int_ge(answers, 1);
+    close(pair[0]);
 }
 END_TEST
 
@@ -691,43 +820,233 @@ static uint32_t random_to(uint32_t n)
     return (seed >> 8) % n;
 }
 
+static const char *const urls[] = {"/",
+                                   "/v2",
+                                   "/v2/",
+                                   "/metrics",
+                                   "/errors",
+                                   "/v2/health/live",
+                                   "/v2/health/ready",
+                                   "/v2/models/stats",
+                                   "/v2/models/trouble",
+                                   "/v2/models/trouble/versions/1",
+                                   "/v2/models/trouble/ready",
+                                   "/v2/models/trouble/config",
+                                   "/v2/models/trouble/stats",
+                                   "/v2/models/trouble/infer",
+                                   "/v2/models/trouble/versions/1/infer",
+                                   "/v2/models/trouble/infer?a=b&fault=x",
+                                   "/v2/repository/index",
+                                   "/v2/repository/models/batch/load",
+                                   "/v2/logging",
+                                   "/v2/systemsharedmemory/status"};
+static const char *const methods[] = {"GET",  "POST",    "PUT",   "DELETE",
+                                      "HEAD", "OPTIONS", "PATCH", "X"};
+
+/* A connection with something on it that was a request once. */
+static int make_noise(void)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, urls[random_to(20)]), cut;
+    const char *method = methods[random_to(8)];
+    int fd = dial();
+
+    cut = 1 + random_to(4);
+    memcpy(out, method, cut < strlen(method) ? cut : strlen(method));
+    for (uint32_t i = random_to(6); i > 0; i--)
+        out[random_to((uint32_t)n)] = (char)random_to(256);
+    put(fd, out, random_to(4) ? n : random_to((uint32_t)n));
+    shutdown(fd, SHUT_WR);
+    return fd;
+}
+
 /* Whatever comes: an answer or the end of the connection, and the server goes
  * on. */
 START_TEST(noise)
 {
-    static const char *const urls[] = {"/",
-                                       "/v2",
-                                       "/metrics",
-                                       "/v2/health/live",
-                                       "/v2/models/trouble",
-                                       "/v2/models/trouble/config",
-                                       "/v2/models/trouble/infer",
-                                       "/v2/models/trouble/stats",
-                                       "/v2/repository/index",
-                                       "/v2/models/trouble/infer?a=b&fault=x"};
-    static const char *const methods[] = {"GET",  "POST",    "PUT",   "DELETE",
-                                          "HEAD", "OPTIONS", "PATCH", "X"};
-    int times = getenv("MPIPE_LONG") ? 40000 : 600;
+    int times = getenv("MPIPE_LONG") ? 20 * 8 * 500 : 800, fd[400];
+    double before = metric(DEATHS);
 
-    for (int k = 0; k < times; k++) {
-        char out[2000], json[400];
-        const char *method;
-        size_t n, cut;
-        int fd = dial();
-
-        snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-        n = compose(out, sizeof out, urls[random_to(10)], "", json, pixels, 12);
-        method = methods[random_to(8)];
-        cut = 1 + random_to(4);
-        memcpy(out, method, cut < strlen(method) ? cut : strlen(method));
-        for (uint32_t i = random_to(6); i > 0; i--)
-            out[random_to((uint32_t)n)] = (char)random_to(256);
-        put(fd, out, random_to(4) ? n : random_to((uint32_t)n));
-        shutdown(fd, SHUT_WR);
-        free(hear(fd).body);
-        close(fd);
+    raise_files();
+    for (int k = 0; k < times; k += 400) {
+        for (int i = 0; i < 400; i++)
+            fd[i] = make_noise();
+        for (int i = 0; i < 400; i++) {
+            free(hear(fd[i]).body);
+            close(fd[i]);
+        }
     }
     ck_assert_int_eq(good(), 200);
+    ck_assert_double_eq(metric(DEATHS), before);
+}
+END_TEST
+
+/* ---- the same with the limits that are standard ---- */
+
+static void big_setup(void)
+{
+    serve("[limits]\nqueue = 2000\nrequest_time = 600\nidle_time = 600\n"
+          "[pipeline trouble]\nfile = trouble.ini\n",
+          NULL, NULL);
+}
+
+#define BODY ((size_t)64 << 20)
+
+/* One byte more than a body may have: in one piece, and said beforehand. */
+START_TEST(body_of_64_mib)
+{
+    size_t before = memory_of(server);
+    char *bytes = calloc(1, BODY + 1), line[40];
+    int fd = dial();
+    struct reply r;
+
+    put_text(fd, POST("Transfer-Encoding: chunked\r\n", ""));
+    snprintf(line, sizeof line, "%zx\r\n", BODY + 1);
+    put_text(fd, line);
+    put(fd, bytes, BODY + 1);
+    put_text(fd, "\r\n0\r\n\r\n");
+    r = hear(fd);
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_ptr_nonnull(strstr(r.body, "larger than 64 MiB"));
+    free(r.body);
+    close(fd);
+    free(bytes);
+    ck_assert_int_eq(status_of(POST("Content-Length: 67108865\r\n", "x")), 400);
+    ck_assert_uint_le(memory_of(server), before + before / 10 + 1024);
+}
+END_TEST
+
+/* 64 KiB that are 64 MiB and a byte. */
+START_TEST(bomb_of_64_mib)
+{
+    size_t before = memory_of(server);
+    Bytef *zip = malloc(1 << 20), *plain = calloc(1, 1 << 20);
+    z_stream z = {.next_out = zip, .avail_out = 1 << 20};
+    char head[300];
+    struct reply r;
+    int fd = dial();
+
+    ck_assert_int_eq(deflateInit2(&z, 9, Z_DEFLATED, 31, 9, Z_DEFAULT_STRATEGY),
+                     Z_OK);
+    for (int i = 0; i <= 64; i++) {
+        z.next_in = plain;
+        z.avail_in = i < 64 ? 1 << 20 : 1;
+        ck_assert_int_eq(deflate(&z, i < 64 ? Z_NO_FLUSH : Z_FINISH),
+                         i < 64 ? Z_OK : Z_STREAM_END);
+    }
+    ck_assert_uint_le(z.total_out, 66000);
+    snprintf(head, sizeof head,
+             POST("Content-Encoding: gzip\r\nContent-Length: %lu\r\n", ""),
+             z.total_out);
+    put_text(fd, head);
+    put(fd, zip, z.total_out);
+    r = hear(fd);
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_ptr_nonnull(strstr(r.body, "larger than 64 MiB when inflated"));
+    free(r.body);
+    deflateEnd(&z);
+    free(zip);
+    free(plain);
+    close(fd);
+    ck_assert_uint_le(memory_of(server), before + before / 10 + 1024);
+}
+END_TEST
+
+/* 100,000 outputs, a million inputs, 64 MiB of brackets. */
+START_TEST(json_in_earnest)
+{
+    static const struct {
+        const char *before, *piece, *after;
+        size_t times;
+    } many[] = {
+        {"{\"outputs\":[", "{\"name\":\"id\"},", "{}],\"inputs\":[]}", 100000},
+        {"{\"inputs\":[", "{},", "{}]}", 1000000},
+        {"", "[", "", BODY},
+    };
+    size_t room = many[_i].times * strlen(many[_i].piece) + 100;
+    char *json = malloc(room);
+
+    strcpy(json, many[_i].before);
+    fill(json + strlen(json), many[_i].piece, many[_i].times);
+    strcat(json, many[_i].after);
+    refusal(json);
+    free(json);
+    ck_assert_int_eq(good(), 200);
+}
+END_TEST
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* The median of a few good requests, seconds. */
+static double usual_time(void)
+{
+    double took[9];
+
+    for (int i = 0; i < 9; i++) {
+        double began = now();
+
+        ck_assert_int_eq(good(), 200);
+        took[i] = now() - began;
+    }
+    qsort(took, 9, sizeof *took, by_value);
+    return took[4];
+}
+
+/* Others are served as ever beside connections that get no further. */
+START_TEST(beside_half_open)
+{
+    int fd[HALF_OPEN];
+    double alone = usual_time(), beside;
+
+    raise_files();
+    for (int i = 0; i < HALF_OPEN; i++) {
+        fd[i] = dial();
+        put_text(fd[i], i % 2 ? "POST " INFER " HTTP/1.1\r\nHost: "
+                              : POST("Content-Length: 100\r\n", "{"));
+    }
+    beside = usual_time();
+    ck_assert_msg(beside < 10 * alone, "%g s, not %g s", beside, alone);
+    for (int i = 0; i < HALF_OPEN; i++) {
+        struct pollfd p = {fd[i], POLLIN, 0};
+
+        ck_assert_int_eq(poll(&p, 1, 0), 0); /* still there */
+        close(fd[i]);
+    }
+}
+END_TEST
+
+#define MANY 1000
+
+/* A thousand that wait, and then do not. */
+START_TEST(thousand_cancelled)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER), before;
+    double cancelled = metric(CANCELLED);
+    int fd[MANY];
+
+    raise_files();
+    ck_assert_int_eq(good(), 200);
+    before = memory_of(server);
+    signal_workers(SIGSTOP);
+    for (int i = 0; i < MANY; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    wait_metric(QUEUED, MANY - 5);
+    for (int i = 0; i < MANY; i++)
+        close(fd[i]);
+    wait_metric(CANCELLED, cancelled + MANY);
+    ck_assert_double_eq(metric(QUEUED), 0);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
+    ck_assert_int_eq(good(), 200);
+    ck_assert_uint_le(memory_of(server), before + before / 10 + 4096);
 }
 END_TEST
 
@@ -759,12 +1078,22 @@ int main(void)
     tcase_add_test(c, client_goes);
     tcase_add_test(c, queue_is_full);
     tcase_add_test(c, time_is_over);
+    tcase_add_test(c, killed_under_load); /* there is one worker so far */
     tcase_add_test(c, batched);
     tcase_add_loop_test(c, worker_dies, 0, COUNT(faults));
     tcase_add_loop_test(c, head_fails, 0, 2);
-    tcase_add_test(c, killed_under_load);
     tcase_add_test(c, loaded_and_unloaded);
     tcase_add_test(c, noise);
+    suite_add_tcase(s, c);
+    c = tcase_create("in earnest");
+    tcase_add_unchecked_fixture(c, big_setup, serve_end);
+    tcase_set_timeout(c, 600);
+    tcase_add_test(c, body_of_64_mib);
+    tcase_add_test(c, bomb_of_64_mib);
+    tcase_add_loop_test(c, json_in_earnest, 0, 3);
+    tcase_add_test(c, client_goes_early);
+    tcase_add_test(c, beside_half_open);
+    tcase_add_test(c, thousand_cancelled);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);
