@@ -67,7 +67,7 @@ says() {
     grep -q -- "$1" body || fail "does not say \"$1\": $(cat body)"
 }
 logs() {
-    wait_for 10 grep -q -- "$1" log || fail "does not log \"$1\""
+    wait_for 60 grep -q -- "$1" log || fail "does not log \"$1\""
 }
 
 is_ready() {
@@ -102,6 +102,7 @@ socket = $dir/s
 
 [worker]
 deaths = 3
+within = 600
 
 [pipeline seg]
 file = $conf/seg.ini
@@ -231,14 +232,14 @@ for n in 1 2 3; do
     get -o body -w '%{http_code}' --data-binary @in/rgb8.png \
         $url/seg/infer > got &
     client=$!
-    wait_for 10 in_flight
+    wait_for 60 in_flight
     kill -9 $(worker)
     wait $client
     [ "$(cat got)" = 500 ] || fail "status $(cat got) of a request that died"
     says 'killed by signal 9'
 done
 status 503 --data-binary @in/rgb8.png $url/seg/infer
-says 'died 3 times in 60 s'
+says 'died 3 times in 600 s'
 wait_for 60 get -f $url/depth/ready
 status 200 --data-binary @in/rgb8.png $url/depth/infer
 status 200 -X POST http://localhost/v2/repository/index
@@ -263,7 +264,7 @@ cp good.ini mpiped.ini
 kill -STOP $(worker)
 get -o body -w '%{http_code}' --data-binary @in/rgb8.png $url/seg/infer > got &
 client=$!
-wait_for 10 in_flight
+wait_for 60 in_flight
 kill -TERM "$pid"
 logs ending
 kill -CONT $(worker)
