@@ -30,6 +30,7 @@ shell_tests = \
 	%reldir%/cuda.sh \
 	%reldir%/depth.sh \
 	%reldir%/eval.sh \
+	%reldir%/faults.sh \
 	%reldir%/inspect.sh \
 	%reldir%/layers.sh \
 	%reldir%/mpiped.sh \
@@ -134,9 +135,12 @@ check-local:
 endif
 TEST_EXTENSIONS = .sh
 SH_LOG_COMPILER = $(SHELL)
-AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled); \
+# Check's limits are for what hangs, not for machines that are slow.
+AM_TESTS_ENVIRONMENT = builddir='$(abs_builddir)' $(uninstalled) \
+	CK_DEFAULT_TIMEOUT=60 CK_TIMEOUT_MULTIPLIER=4; \
 	export builddir MPIPE_PLUGIN_PATH MPIPE_BACKEND_PATH \
-	MPIPE_DATA_PATH MPIPE_MODEL_PATH;
+	MPIPE_DATA_PATH MPIPE_MODEL_PATH \
+	CK_DEFAULT_TIMEOUT CK_TIMEOUT_MULTIPLIER;
 
 # Checkpoints of made-up numbers for the demo, from the tests' key lists.
 noinst_PROGRAMS += %reldir%/make_weights
@@ -168,8 +172,17 @@ EXTRA_DIST += $(shell_tests) \
 	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
 	%reldir%/pose_reference.py \
+	%reldir%/soak.sh \
 	%reldir%/data \
 	%reldir%/golden
+
+# Ten minutes of everything; see soak.sh.
+.PHONY: soak
+soak: all $(demo_weights) tests/trouble.la
+	$(uninstalled); export MPIPE_PLUGIN_PATH MPIPE_BACKEND_PATH \
+		MPIPE_DATA_PATH MPIPE_MODEL_PATH; \
+	builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
+	$(SHELL) $(srcdir)/%reldir%/soak.sh
 
 installcheck-local:
 	CC='$(CC)' CFLAGS='$(CFLAGS) $(SANITIZE_CFLAGS)' \
