@@ -1020,6 +1020,41 @@ START_TEST(beside_half_open)
 }
 END_TEST
 
+/* n requests on one connection. */
+static void ask_many(int n)
+{
+    char out[2000];
+    size_t bytes = compose_image(out, sizeof out, INFER);
+    int fd = dial();
+
+    for (int i = 0; i < n; i++) {
+        struct reply r;
+
+        put(fd, out, bytes);
+        r = hear(fd);
+        ck_assert_int_eq(r.status, 200);
+        free(r.body);
+    }
+    close(fd);
+}
+
+/* Memory stays what it is, and so do descriptors: less than 10 MiB of 100,000
+ * requests, or 1 MiB of a few. */
+START_TEST(flat)
+{
+    int is_long = getenv("MPIPE_LONG") != NULL;
+    size_t memory, files;
+
+    ask_many(500);
+    memory = memory_of_all();
+    files = files_of(server);
+    ask_many(is_long ? 100000 : 2000);
+    printf("memory: %zu, then %zu KiB\n", memory, memory_of_all());
+    ck_assert_uint_lt(memory_of_all(), memory + (is_long ? 10240 : 1024));
+    ck_assert_uint_le(files_of(server), files);
+}
+END_TEST
+
 #define MANY 1000
 
 /* A thousand that wait, and then do not. */
@@ -1060,7 +1095,7 @@ int main(void)
     int failed;
 
     tcase_add_unchecked_fixture(c, setup, serve_end);
-    tcase_set_timeout(c, 600);
+    tcase_set_timeout(c, 3600);
     tcase_add_test(c, as_clients_send_it);
     tcase_add_test(c, keeps_the_connection);
     tcase_add_test(c, the_same_in_json);
@@ -1087,13 +1122,14 @@ int main(void)
     suite_add_tcase(s, c);
     c = tcase_create("in earnest");
     tcase_add_unchecked_fixture(c, big_setup, serve_end);
-    tcase_set_timeout(c, 600);
+    tcase_set_timeout(c, 3600);
     tcase_add_test(c, body_of_64_mib);
     tcase_add_test(c, bomb_of_64_mib);
     tcase_add_loop_test(c, json_in_earnest, 0, 3);
     tcase_add_test(c, client_goes_early);
     tcase_add_test(c, beside_half_open);
     tcase_add_test(c, thousand_cancelled);
+    tcase_add_test(c, flat);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);
