@@ -61,9 +61,11 @@ shell_tests = \
 
 if DAEMON
 daemon_tests = \
+	%reldir%/test_ask \
 	%reldir%/test_http \
 	%reldir%/test_queue \
 	%reldir%/test_system
+%canon_reldir%_test_ask_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_http_LDADD = $(LDADD) $(ZLIB_LIBS)
 %canon_reldir%_test_queue_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_system_LDADD = core/daemon/libmpiped.la $(LDADD)

@@ -32,18 +32,24 @@ struct found {
     size_t n;
 };
 
-static int find_result(struct found *r, const json_t *o,
-                       const struct mp_blob *data)
+static const json_t *results_of(const struct mp_part *part)
 {
+    return json_object_get(part->answer, "results");
+}
+
+/* The k-th of a picture. */
+static int find_result(struct found *r, const struct mp_part *part, size_t k)
+{
+    json_t *o = json_array_get(results_of(part), k);
     json_int_t offset = -1, bytes = -1;
 
-    if (json_unpack((json_t *)o, "{s:s, s:s, s:s, s:o, s:I, s:I}", "kind",
-                    &r->kind, "suffix", &r->suffix, "dtype", &r->dtype, "dim",
-                    &r->dim, "offset", &offset, "bytes", &bytes) ||
-        offset < 0 || bytes < 0 || (size_t)offset > data->n ||
-        (size_t)bytes > data->n - (size_t)offset)
+    if (json_unpack(o, "{s:s, s:s, s:s, s:o, s:I, s:I}", "kind", &r->kind,
+                    "suffix", &r->suffix, "dtype", &r->dtype, "dim", &r->dim,
+                    "offset", &offset, "bytes", &bytes) ||
+        offset < 0 || bytes < 0 || (size_t)offset > part->data.n ||
+        (size_t)bytes > part->data.n - (size_t)offset)
         return -1;
-    r->at = data->at + offset;
+    r->at = part->data.at + offset;
     r->n = (size_t)bytes;
     return 0;
 }
@@ -89,28 +95,6 @@ static void print_value(FILE *f, int type, const uint8_t *at)
         fprintf(f, "%u", type == 1 ? *at : v.u);
 }
 
-static int print_data(FILE *f, const struct found *r, int type)
-{
-    json_t *text;
-
-    fputs(",\"data\":[", f);
-    if (!types[type].size) {
-        text = json_stringn((const char *)r->at, r->n);
-        if (!text || json_dumpf(text, f, JSON_ENCODE_ANY))
-            fputs("null", f);
-        json_decref(text);
-    } else {
-        for (size_t i = 0; i + types[type].size <= r->n;
-             i += types[type].size) {
-            if (i)
-                fputc(',', f);
-            print_value(f, type, r->at + i);
-        }
-    }
-    fputc(']', f);
-    return 0;
-}
-
 static int is_binary(const struct mp_ask *a, const char *kind)
 {
     for (size_t i = 0; i < a->noutput; i++)
@@ -119,72 +103,187 @@ static int is_binary(const struct mp_ask *a, const char *kind)
     return a->binary;
 }
 
-/* One output's JSON. */
-static void print_output(FILE *f, const struct mp_ask *a, const struct found *r)
-{
-    int type = type_of(r->dtype);
-    const json_t *d;
-    size_t i;
+/* An answer on its way. */
+struct answer {
+    FILE *f;
+    const struct mp_ask *ask;
+    const struct mp_part *part; /* of each picture */
+    size_t npart;
+};
 
-    fprintf(f, "{\"name\":\"%s\",\"datatype\":\"%s\",\"shape\":[1", r->kind,
-            types[type].name);
-    json_array_foreach(r->dim, i, d)
-        fprintf(f, ",%lld", (long long)json_integer_value(d));
-    fputc(']', f);
-    if (is_binary(a, r->kind))
-        fprintf(f, ",\"parameters\":{\"binary_data_size\":%zu}",
-                r->n + (types[type].size ? 0 : 4));
-    else
-        print_data(f, r, type);
-    fputc('}', f);
+static void print_numbers(FILE *f, const struct found *r, int type)
+{
+    size_t size = types[type].size;
+
+    for (size_t i = 0; i + size <= r->n; i += size) {
+        if (i)
+            fputc(',', f);
+        print_value(f, type, r->at + i);
+    }
 }
 
-/* The binary part of it. */
-static int put_output(FILE *f, const struct mp_ask *a, const struct found *r)
+static int print_text(FILE *f, const struct found *r)
 {
-    uint8_t length[4] = {(uint8_t)r->n, (uint8_t)(r->n >> 8),
-                         (uint8_t)(r->n >> 16), (uint8_t)(r->n >> 24)};
+    json_t *text = json_stringn((const char *)r->at, r->n);
+    int rc = text ? json_dumpf(text, f, JSON_ENCODE_ANY) : -1;
 
-    if (!is_binary(a, r->kind))
+    json_decref(text);
+    return rc;
+}
+
+/* The k-th result of all pictures, one after the other. */
+static int print_data(const struct answer *a, size_t k)
+{
+    struct found r;
+    int rc = 0;
+
+    fputs(",\"data\":[", a->f);
+    for (size_t i = 0; i < a->npart && !rc; i++) {
+        int is_text;
+
+        if (find_result(&r, &a->part[i], k))
+            return -1;
+        is_text = !types[type_of(r.dtype)].size;
+        if (i && (is_text || r.n))
+            fputc(',', a->f);
+        if (is_text)
+            rc = print_text(a->f, &r);
+        else
+            print_numbers(a->f, &r, type_of(r.dtype));
+    }
+    fputc(']', a->f);
+    return rc;
+}
+
+static size_t binary_size(const struct answer *a, size_t k)
+{
+    struct found r;
+    size_t n = 0;
+
+    for (size_t i = 0; i < a->npart; i++)
+        if (!find_result(&r, &a->part[i], k))
+            n += r.n + (types[type_of(r.dtype)].size ? 0 : 4);
+    return n;
+}
+
+/* The JSON of an output. */
+static int print_output(const struct answer *a, size_t k)
+{
+    struct found r;
+    const json_t *d;
+    size_t i;
+    int rc = find_result(&r, a->part, k);
+
+    if (rc)
+        return rc;
+    fprintf(a->f, "{\"name\":\"%s\",\"datatype\":\"%s\",\"shape\":[%zu", r.kind,
+            mp_type_name(r.dtype), a->npart);
+    json_array_foreach(r.dim, i, d)
+        fprintf(a->f, ",%lld", (long long)json_integer_value(d));
+    fputc(']', a->f);
+    if (is_binary(a->ask, r.kind))
+        fprintf(a->f, ",\"parameters\":{\"binary_data_size\":%zu}",
+                binary_size(a, k));
+    else
+        rc = print_data(a, k);
+    fputc('}', a->f);
+    return rc;
+}
+
+/* Its binary part; 0: it has none. */
+static int put_output(const struct answer *a, size_t k)
+{
+    struct found r;
+
+    if (find_result(&r, a->part, k) || !is_binary(a->ask, r.kind))
         return 0;
-    if (!types[type_of(r->dtype)].size)
-        fwrite(length, 1, 4, f);
-    fwrite(r->at, 1, r->n, f);
+    for (size_t i = 0; i < a->npart && !find_result(&r, &a->part[i], k); i++) {
+        uint8_t length[4] = {(uint8_t)r.n, (uint8_t)(r.n >> 8),
+                             (uint8_t)(r.n >> 16), (uint8_t)(r.n >> 24)};
+
+        if (!types[type_of(r.dtype)].size)
+            fwrite(length, 1, 4, a->f);
+        fwrite(r.at, 1, r.n, a->f);
+    }
     return 1;
 }
 
-static int print_answer(FILE *f, struct mp_body *out, const struct mp_ask *a,
-                        const char *model, const json_t *list,
-                        const struct mp_blob *data)
+static int print_answer(struct mp_body *out, const struct answer *a,
+                        const char *model)
 {
-    const json_t *one;
-    struct found r;
+    size_t n = json_array_size(results_of(a->part));
     int binary = 0;
     long head;
-    size_t i;
 
-    fprintf(f, "{\"model_name\":\"%s\",\"model_version\":\"1\"", model);
-    if (a->id) {
-        fputs(",\"id\":", f);
-        json_dumpf(a->id, f, JSON_ENCODE_ANY);
+    fprintf(a->f, "{\"model_name\":\"%s\",\"model_version\":\"1\"", model);
+    if (a->ask->id) {
+        fputs(",\"id\":", a->f);
+        json_dumpf(a->ask->id, a->f, JSON_ENCODE_ANY);
     }
-    fputs(",\"outputs\":[", f);
-    json_array_foreach(list, i, one)
-    {
-        if (find_result(&r, one, data))
+    fputs(",\"outputs\":[", a->f);
+    for (size_t k = 0; k < n; k++) {
+        if (k)
+            fputc(',', a->f);
+        if (print_output(a, k))
             return -1;
-        if (i)
-            fputc(',', f);
-        print_output(f, a, &r);
     }
-    fputs("]}", f);
-    head = ftell(f);
-    json_array_foreach(list, i, one) if (!find_result(&r, one, data)) binary |=
-        put_output(f, a, &r);
+    fputs("]}", a->f);
+    head = ftell(a->f);
+    for (size_t k = 0; k < n; k++)
+        binary |= put_output(a, k);
     out->head = binary ? head : -1;
     out->type = binary ? "application/octet-stream" : "application/json";
     return 0;
 }
+
+/* ---- what cannot be one tensor ---- */
+
+static int no_sense(struct mp_error *err)
+{
+    return mp_fail(err, MP_EIO, "the worker's answer makes no sense");
+}
+
+/* The k-th result of all pictures has one type and shape. */
+static int check_alike(const struct answer *a, size_t k, struct mp_error *err)
+{
+    struct found first, r;
+
+    if (find_result(&first, a->part, k))
+        return no_sense(err);
+    if (!types[type_of(first.dtype)].size && strcmp(first.suffix, "json") &&
+        !is_binary(a->ask, first.kind))
+        return mp_fail(err, MP_EINVAL,
+                       "output %s: a file is no JSON: ask for it with "
+                       "binary_data",
+                       first.kind);
+    for (size_t i = 1; i < a->npart; i++) {
+        if (find_result(&r, &a->part[i], k) || strcmp(first.kind, r.kind))
+            return no_sense(err);
+        if (strcmp(first.dtype, r.dtype) || !json_equal(first.dim, r.dim))
+            return mp_fail(
+                err, MP_EINVAL,
+                "output %s: that of picture %zu has another shape "
+                "than that of picture 1: ask for them one by one, or "
+                "with the parameter encoded",
+                first.kind, i + 1);
+    }
+    return 0;
+}
+
+static int check_all(const struct answer *a, struct mp_error *err)
+{
+    size_t n = json_array_size(results_of(a->part));
+    int rc = 0;
+
+    for (size_t i = 1; i < a->npart; i++)
+        if (json_array_size(results_of(&a->part[i])) != n)
+            return no_sense(err);
+    for (size_t k = 0; k < n && !rc; k++)
+        rc = check_alike(a, k, err);
+    return rc;
+}
+
+/* ---- plain ---- */
 
 static const char *media_type(const char *suffix)
 {
@@ -196,16 +295,13 @@ static const char *media_type(const char *suffix)
 
 /* The first result of the suffix that is wanted, as it is. */
 static int plain_answer(struct mp_body *out, const struct mp_ask *a,
-                        const json_t *list, const struct mp_blob *data,
-                        struct mp_error *err)
+                        const struct mp_part *part, struct mp_error *err)
 {
-    const json_t *one;
+    size_t n = json_array_size(results_of(part));
     struct found r;
-    size_t i;
 
-    json_array_foreach(list, i, one)
-    {
-        if (find_result(&r, one, data) ||
+    for (size_t k = 0; k < n; k++) {
+        if (find_result(&r, part, k) ||
             (a->suffix && strcmp(a->suffix, r.suffix)))
             continue;
         *out = (struct mp_body){malloc(r.n + 1), r.n, -1, media_type(r.suffix)};
@@ -219,22 +315,24 @@ static int plain_answer(struct mp_body *out, const struct mp_ask *a,
                    "one with ?output=");
 }
 
-int mp_body_answer(struct mp_body *out, const struct mp_ask *a,
-                   const char *model, const json_t *answer,
-                   const struct mp_blob *data, struct mp_error *err)
+int mp_body_answer(struct mp_body *out, const struct mp_ask *ask,
+                   const char *model, const struct mp_part *part, size_t npart,
+                   struct mp_error *err)
 {
-    const json_t *list = json_object_get(answer, "results");
-    FILE *f;
-    int bad;
+    struct answer a = {.ask = ask, .part = part, .npart = npart};
+    int rc, bad;
 
     *out = (struct mp_body){.head = -1};
-    if (a->plain)
-        return plain_answer(out, a, list, data, err);
-    f = open_memstream(&out->bytes, &out->n);
-    if (!f)
+    if (ask->plain)
+        return plain_answer(out, ask, part, err);
+    rc = check_all(&a, err);
+    if (rc)
+        return rc;
+    a.f = open_memstream(&out->bytes, &out->n);
+    if (!a.f)
         return no_memory(err);
-    bad = print_answer(f, out, a, model, list, data);
-    if (fclose(f))
+    bad = print_answer(out, &a, model);
+    if (fclose(a.f))
         return no_memory(err);
-    return bad ? mp_fail(err, MP_EIO, "the worker's answer makes no sense") : 0;
+    return bad ? no_sense(err) : 0;
 }

@@ -43,6 +43,8 @@ static const struct mp_option limits_rows[] = {
         "Largest JSON part of a request"),
     ROW(limits, header, INT, "32", 4, 1024, NULL, "KiB",
         "Largest head of a request: its first line and header lines"),
+    ROW(limits, pictures, INT, "64", 1, 4096, NULL, NULL,
+        "Most pictures of a request"),
     ROW(limits, chunks, INT, "65536", 1, 0x7fffffff, NULL, NULL,
         "Most pieces of a chunked body"),
     ROW(limits, connections, INT, "1024", 1, 1000000, NULL, NULL,

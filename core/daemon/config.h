@@ -32,6 +32,7 @@ struct mp_daemon_conf {
     } http;
     struct {
         int32_t body, json, header; /* MiB, MiB, KiB */
+        int32_t pictures;           /* of a request */
         int32_t chunks, connections, connections_per_address;
         double request_time, idle_time; /* seconds */
         int32_t queue, in_flight;

@@ -14,31 +14,13 @@
 
 enum pipeline_state { UNLOADED, LOADING, READY, UNLOADING, FAILED };
 
-enum result { GOOD, BAD_REQUEST, BROKEN, REJECTED, EXPIRED, CANCELLED };
-#define RESULTS 6
-
-struct duration {
-    uint64_t count;
-    double seconds;
-};
-
-#define TIME_BUCKETS 12
-extern const double mp_time_buckets[TIME_BUCKETS]; /* seconds; then infinity */
-
-struct stats {
-    uint64_t results[RESULTS];
-    struct duration success, fail, queue, input, infer, output;
-    uint64_t took[TIME_BUCKETS + 1]; /* of requests, by time */
-    double runs;
-    double last; /* ms since 1970 */
-};
-
-/* One that a worker has. */
+/* A picture that a worker has. */
 struct flight {
     struct flight *next;
     uint64_t id;
     struct pipeline *p;
     struct mp_request *r; /* NULL: nobody waits any more */
+    size_t part;
     double sent;
 };
 
@@ -59,7 +41,7 @@ struct pipeline {
     struct mp_request *waiting; /* for it to be loaded or unloaded */
     double used, loading_since, died[DEATHS_KEPT];
     size_t ndied;
-    struct stats stats;
+    struct tally tally;
 };
 
 struct worker {
@@ -138,7 +120,8 @@ void mp_without_folders(char *out, size_t size, const char *text);
 
 /* ---- front_request.c ---- */
 
-/* It is answered: what it has, or else this error. */
+/* It is answered: what it has, or else this error. It must be nowhere else; see
+ * mp_front_abandon. */
 void mp_front_settle(struct mp_front *f, struct mp_request *r, enum result how,
                      int status);
 void mp_front_settle_with(struct mp_front *f, struct mp_request *r,
@@ -153,7 +136,7 @@ void mp_front_fail_queue(struct mp_front *f, struct pipeline *p,
 /* What a worker answered. */
 void mp_front_take(struct mp_front *f, const struct worker *w,
                    struct mp_message *m);
-/* Nobody waits any more: wherever it is. */
+/* It ends with this error, wherever it is: in the queue, with a worker. */
 void mp_front_abandon(struct mp_front *f, struct mp_request *r, enum result how,
                       int status, const char *why);
 void mp_front_gone(struct mp_front *f, uint64_t id); /* its client */

@@ -31,7 +31,7 @@ void mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
     struct mp_message m = {.type = type, .id = id, .text = text, .blob = blob};
     struct mp_error err = {0};
 
-    if (mp_link_send(w->sock, &m, &err)) {
+    if (w->pid && mp_link_send(w->sock, &m, &err)) {
         mp_log(MP_LOG_WARNING, w->name, "%s", err.text);
         kill(w->pid, SIGKILL); /* the end of its socket tells the rest */
     }
@@ -189,9 +189,13 @@ static int is_to_blame(const struct mp_front *f, const struct pipeline *p,
     return p->nflight > 0;
 }
 
+/* Of a worker that is no more. */
 static void fail_flights(struct mp_front *f, const struct worker *w,
                          const char *how)
 {
+    char why[200];
+
+    snprintf(why, sizeof why, "the worker that had the request %s", how);
     for (struct flight **at = &f->flights, *fl; (fl = *at);) {
         if (fl->p->worker != w) {
             at = &fl->next;
@@ -199,8 +203,7 @@ static void fail_flights(struct mp_front *f, const struct worker *w,
         }
         *at = fl->next;
         if (fl->r)
-            mp_front_settle_with(f, fl->r, BROKEN, 500,
-                                 "the worker that had the request %s", how);
+            mp_front_abandon(f, fl->r, BROKEN, 500, why);
         fl->p->nflight--;
         free(fl);
     }

@@ -135,8 +135,9 @@ static enum MHD_Result send_about(struct exchange *x)
         mp_http_refuse(x, 400, "%s is not loaded", x->model);
         return mp_http_send_error(x);
     }
-    out = x->route == MP_ROUTE_MODEL ? mp_metadata(x->model, about)
-                                     : mp_model_config(x->model, about);
+    out = x->route == MP_ROUTE_MODEL
+              ? mp_metadata(x->model, about)
+              : mp_model_config(x->model, about, x->h->conf->limits.pictures);
     json_decref(about);
     return send_json(x, out);
 }

@@ -54,6 +54,12 @@ struct mp_message {
     struct mp_blob blob;
 };
 
+/* What a worker answered of one picture. */
+struct mp_part {
+    json_t *answer; /* {"results", ...}, see worker.h; NULL: nothing yet */
+    struct mp_blob data;
+};
+
 #define MP_TEXT_MAX 131072 /* bytes of a message's JSON */
 
 /* MP_EIO: the other side is gone, or will not read. */

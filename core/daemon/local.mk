@@ -20,6 +20,8 @@ noinst_LTLIBRARIES += %reldir%/libmpiped.la
 	%reldir%/queue.c %reldir%/queue.h \
 	%reldir%/route.c %reldir%/route.h \
 	%reldir%/system.c %reldir%/system.h \
+	%reldir%/tally.c %reldir%/tally.h \
+	%reldir%/tensor.c %reldir%/tensor.h \
 	%reldir%/worker.c %reldir%/worker.h %reldir%/worker_impl.h \
 	%reldir%/worker_load.c %reldir%/worker_task.c \
 	%reldir%/zip.c %reldir%/zip.h

@@ -172,11 +172,8 @@ static int add_task(struct worker *w, struct mp_message *m)
 
     if (!t)
         return -1;
-    *t = (struct task){.id = m->id,
-                       .text = m->text,
-                       .blob = m->blob,
-                       .arrived = mp_now(),
-                       .p = {.stage = "read"}};
+    *t = (struct task){
+        .id = m->id, .text = m->text, .blob = m->blob, .p = {.stage = "read"}};
     m->text = NULL;
     m->blob = MP_NO_BLOB;
     t->host = find_host(w, host);
@@ -185,6 +182,11 @@ static int add_task(struct worker *w, struct mp_message *m)
         mp_task_answer(w, t, MP_ENOTSUP);
         mp_task_free(t);
         return 0;
+    }
+    t->seen = calloc(t->host->batch, sizeof *t->seen);
+    if (!t->seen) {
+        mp_task_free(t);
+        return -1;
     }
     t->host->ntask++;
     *w->tasks_end = t;
@@ -341,7 +343,7 @@ static int see(struct worker *w, const struct look *look, size_t n,
                struct mp_error *err)
 {
     struct mp_look *at = malloc(n * sizeof *at);
-    double began = mp_now();
+    double began = mp_now(), took;
     int rc;
 
     if (!at)
@@ -351,9 +353,12 @@ static int see(struct worker *w, const struct look *look, size_t n,
     use_options(look->task);
     rc = mp_picture_job_see(at, n, look->task->host->pipeline, err);
     free(at);
-    note_run(w, n, mp_now() - began);
-    for (size_t i = 0; i < n && !rc; i++)
-        look[i].task->runs += 1.0 / (double)n;
+    took = mp_now() - began;
+    note_run(w, n, took);
+    for (size_t i = 0; i < n && !rc; i++) {
+        look[i].task->seen[n - 1].runs += 1 / (double)n;
+        look[i].task->seen[n - 1].seconds += took / (double)n;
+    }
     return rc;
 }
 

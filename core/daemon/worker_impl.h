@@ -43,7 +43,10 @@ struct task {
     struct mp_picture_job p;
     struct mp_input input;
     struct mp_keep keep;
-    double arrived, opened, read, merge, write, runs;
+    double opened, read, merge, write;
+    struct seen {
+        double runs, seconds;
+    } * seen;     /* [n - 1]: its share of runs of n views, batch of them */
     size_t nlook; /* views that wait for the network */
 };
 

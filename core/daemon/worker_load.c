@@ -38,7 +38,6 @@ static json_t *describe_output(const struct mp_kept *k)
     json_t *shape = json_array();
     int is_png = !strcmp(k->suffix, "png");
 
-    json_array_append_new(shape, json_integer(1));
     for (int i = 0; i < k->ndim; i++)
         json_array_append_new(shape,
                               json_integer(is_png && i == 2 ? k->dim[i] : -1));

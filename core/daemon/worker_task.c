@@ -66,6 +66,17 @@ static int vary(struct task *t)
     return rc;
 }
 
+/* A number or a text that stands for the picture in results. */
+static int take_id(struct task *t)
+{
+    const json_t *id = json_object_get(t->text, "image_id");
+
+    if (!id)
+        return 0;
+    t->p.id = json_dumps(id, JSON_ENCODE_ANY);
+    return t->p.id ? 0 : no_memory(&t->p.err);
+}
+
 static int take_boxes(struct task *t)
 {
     json_t *list = json_object_get(t->text, "boxes"), *one;
@@ -127,6 +138,8 @@ int mp_task_open(struct task *t)
     t->p.keep = &t->keep;
     rc = vary(t);
     if (!rc)
+        rc = take_id(t);
+    if (!rc)
         rc = take_boxes(t);
     if (!rc)
         rc = take_picture(t);
@@ -146,6 +159,18 @@ static json_t *describe_kept(const struct mp_kept *k, size_t offset)
                      "suffix", k->suffix, "dtype", mp_dtype_name(k->dtype),
                      "dim", dim, "offset", (json_int_t)offset, "bytes",
                      (json_int_t)k->n);
+}
+
+static json_t *describe_runs(const struct task *t)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < t->host->batch; i++)
+        if (t->seen[i].runs > 0)
+            json_array_append_new(list, json_pack("[i, f, f]", (int)i + 1,
+                                                  t->seen[i].runs,
+                                                  t->seen[i].seconds));
+    return list;
 }
 
 /* All results behind one another in a blob. */
@@ -168,13 +193,10 @@ static int pack_results(struct mp_message *m, const struct task *t,
         memcpy(m->blob.at + n, t->keep.at[i].bytes, t->keep.at[i].n);
         json_array_append_new(list, describe_kept(&t->keep.at[i], n));
     }
-    m->text = json_pack("{s:o, s:{s:f, s:f, s:f, s:f, s:f}, s:f}", "results",
-                        list, "seconds", "read", t->read, "wait",
-                        t->opened ? mp_now() - t->arrived - t->read -
-                                        t->p.network - t->merge - t->write
-                                  : 0,
-                        "network", t->p.network, "merge", t->merge, "write",
-                        t->write, "runs", t->runs);
+    m->text =
+        json_pack("{s:o, s:{s:f, s:f, s:f, s:f}, s:o}", "results", list,
+                  "seconds", "read", t->read, "network", t->p.network, "merge",
+                  t->merge, "write", t->write, "runs", describe_runs(t));
     return m->text ? 0 : no_memory(err);
 }
 
@@ -200,5 +222,6 @@ void mp_task_free(struct task *t)
     mp_settings_free(t->varied);
     json_decref(t->text);
     free(t->variant);
+    free(t->seen);
     free(t);
 }
