@@ -211,6 +211,16 @@ status 400 --data-binary @in/rgb8.png "$url/seg/infer?output=lables"
 says 'did you mean labels?'
 status 406 --data-binary @in/rgb8.png -H 'Accept: application/json' \
     $url/seg/infer
+status 406 --data-binary @in/rgb8.png -H 'Accept: image/jpeg' $url/seg/infer
+says 'results are image/png'
+status 400 -F file=@in/rgb8.png $url/seg/infer
+says 'a form is no picture'
+status 400 -d garbage http://localhost/v2/repository/index
+status 400 -d garbage http://localhost/v2/repository/models/seg/unload
+status 501 -d '{"parameters": {"config": "{}"}}' \
+    http://localhost/v2/repository/models/seg/load
+says 'parameter config'
+status 501 $url/seg/trace/setting
 status 400 -X POST $url/seg/infer
 status 404 --data-binary @in/rgb8.png $url/none/infer
 status 404 http://localhost/nowhere
@@ -313,6 +323,11 @@ tcp 401 -H 'Authorization: Bearer '
 tcp 401 -H 'Authorization: Basic 0123456789abcdef'
 tcp 200 -H 'Authorization: Bearer 0123456789abcdef'
 status 200 http://localhost/v2/health/live
+# the page itself tells nothing; what it shows needs the token
+curl -sS -o body "http://127.0.0.1:$port/" || fail "no page without a token"
+says '<title>mpiped</title>'
+got=$(curl -sS -o body -w '%{http_code}' "http://127.0.0.1:$port/metrics")
+[ "$got" = 401 ] || fail "status $got of the metrics without a token"
 stop
 
 # ---- what is refused at the start ----

@@ -8,7 +8,10 @@
 #include <string.h>
 
 #include "daemon/about.h"
+#include "daemon/accept.h"
 #include "daemon/answer.h"
+#include "daemon/repository.h"
+#include "daemon/route.h"
 #include "daemon/tally.h"
 
 static struct mp_ask ask;
@@ -475,6 +478,121 @@ START_TEST(nonsense)
 }
 END_TEST
 
+/* ---- the repository ---- */
+
+/* As the index, and to load or unload. */
+static const struct {
+    const char *body;
+    int index, ready, change;
+} repository[] = {
+    {"", 0, 0, 0},
+    {"{}", 0, 0, 0},
+    {"{\"ready\":true}", 0, 1, 0},
+    {"{\"ready\":false}", 0, 0, 0},
+    {"{\"ready\":1}", MP_EINVAL, 0, 0},
+    {"garbage", MP_EINVAL, 0, MP_EINVAL},
+    {"[]", MP_EINVAL, 0, MP_EINVAL},
+    {"{\"parameters\":{\"unload_dependents\":false}}", 0, 0, 0},
+    {"{\"parameters\":{\"unload_dependents\":\"no\"}}", 0, 0, MP_EINVAL},
+    {"{\"parameters\":[]}", 0, 0, MP_EINVAL},
+    {"{\"parameters\":{\"config\":\"{}\"}}", 0, 0, MP_ENOTSUP},
+    {"{\"parameters\":{\"file:1/model.onnx\":\"AA==\"}}", 0, 0, MP_ENOTSUP},
+    {"{\"parameters\":{\"other\":1}}", 0, 0, MP_EINVAL},
+};
+
+START_TEST(of_repository)
+{
+    const char *body = repository[_i].body;
+    int ready = 0;
+
+    ck_assert_int_eq(mp_repository_index(body, strlen(body), &ready, &err),
+                     repository[_i].index);
+    ck_assert_int_eq(ready, repository[_i].ready);
+    ck_assert_int_eq(mp_repository_change(body, strlen(body), &err),
+                     repository[_i].change);
+}
+END_TEST
+
+/* ---- addresses, and what is accepted ---- */
+
+static const struct {
+    const char *url, *model;
+    enum mp_route route;
+} routes[] = {
+    {"/", "", MP_ROUTE_PAGE},
+    {"/v2", "", MP_ROUTE_SERVER},
+    {"/v2/", "", MP_ROUTE_SERVER},
+    {"/v2/models/stats", "", MP_ROUTE_ALL_STATS},
+    {"/v2/models/a", "a", MP_ROUTE_MODEL},
+    {"/v2/models/a/versions/1", "a", MP_ROUTE_MODEL},
+    {"/v2/models/a/versions/1/infer", "a", MP_ROUTE_INFER},
+    {"/v2/models/a/versions/12/infer", "a", MP_ROUTE_NOWHERE},
+    {"/v2/models/a/versions//infer", "a", MP_ROUTE_NOWHERE},
+    {"/v2/models/a/infer/", "a", MP_ROUTE_NOWHERE},
+    {"/v2/models/a.b-c_1/config", "a.b-c_1", MP_ROUTE_MODEL_CONFIG},
+    {"/v2/models/..", "", MP_ROUTE_NOWHERE},
+    {"/v2/models//infer", "", MP_ROUTE_NOWHERE},
+    {"/v2/models/a/trace/setting", "a", MP_ROUTE_NOT_HERE},
+    {"/v2/models/a/generate", "a", MP_ROUTE_NOT_HERE},
+    {"/v2/trace/setting", "", MP_ROUTE_NOT_HERE},
+    {"/v2/logging", "", MP_ROUTE_NOT_HERE},
+    {"/v2/systemsharedmemory/region/a/register", "", MP_ROUTE_NOT_HERE},
+    {"/v2/cudasharedmemory/status", "", MP_ROUTE_NOT_HERE},
+    {"/v2/repository/index", "", MP_ROUTE_INDEX},
+    {"/v2/repository/models/a/load", "a", MP_ROUTE_LOAD},
+    {"/v2/repository/models/a/unload", "a", MP_ROUTE_UNLOAD},
+    {"/v2/repository/models/a", "a", MP_ROUTE_NOWHERE},
+};
+
+START_TEST(addresses)
+{
+    char model[MP_ROUTE_NAME] = "";
+
+    ck_assert_int_eq(mp_route_find(model, routes[_i].url), routes[_i].route);
+    ck_assert_str_eq(model, routes[_i].model);
+}
+END_TEST
+
+static const struct {
+    const char *list;
+    enum mp_accept type;
+} accepts[] = {
+    {NULL, MP_ACCEPT_ANY},
+    {"", MP_ACCEPT_ANY},
+    {"*/*", MP_ACCEPT_ANY},
+    {"image/png", MP_ACCEPT_PNG},
+    {"IMAGE/PNG", MP_ACCEPT_PNG},
+    {"image/*", MP_ACCEPT_PNG},
+    {"application/json", MP_ACCEPT_JSON},
+    {"application/octet-stream", MP_ACCEPT_NPY},
+    {"image/png;q=0.9, application/json;q=0.5", MP_ACCEPT_PNG},
+    {"image/png;q=0.5,application/json;charset=utf-8;q=0.9", MP_ACCEPT_JSON},
+    {"image/png, application/json", MP_ACCEPT_PNG},
+    {"text/html,application/xhtml+xml,image/webp,*/*;q=0.8", MP_ACCEPT_ANY},
+    {"image/png;q=0, application/json;q=0.1", MP_ACCEPT_JSON},
+    {"image/jpeg", MP_ACCEPT_NONE},
+    {"image/pngx", MP_ACCEPT_NONE},
+    {", ,", MP_ACCEPT_NONE},
+    {"application/json-seq, ;q=1", MP_ACCEPT_NONE},
+};
+
+START_TEST(accepted)
+{
+    ck_assert_int_eq(mp_accept_type(accepts[_i].list), accepts[_i].type);
+}
+END_TEST
+
+START_TEST(codings)
+{
+    ck_assert(!mp_accept_coding(NULL, "gzip"));
+    ck_assert(mp_accept_coding("gzip", "gzip"));
+    ck_assert(mp_accept_coding("deflate, gzip;q=0.5", "gzip"));
+    ck_assert(!mp_accept_coding("deflate, gzip;q=0", "gzip"));
+    ck_assert(!mp_accept_coding("deflate, gzip;q=0.000", "gzip"));
+    ck_assert(!mp_accept_coding("x-gzip", "gzip"));
+}
+END_TEST
+
 /* ---- what a model is ---- */
 
 static void check_shapes(json_t *model, const char *list, const char *key,
@@ -586,6 +704,10 @@ int main(void)
     tcase_add_test(a, other_shape);
     tcase_add_test(a, file_in_json);
     tcase_add_loop_test(a, nonsense, 0, 3);
+    tcase_add_loop_test(a, of_repository, 0, COUNT(repository));
+    tcase_add_loop_test(a, addresses, 0, COUNT(routes));
+    tcase_add_loop_test(a, accepted, 0, COUNT(accepts));
+    tcase_add_test(a, codings);
     tcase_add_test(a, model);
     tcase_add_test(a, tallied);
     suite_add_tcase(s, a);

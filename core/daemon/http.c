@@ -7,8 +7,10 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "accept.h"
 #include "http_impl.h"
 #include "progress.h"
+#include "repository.h"
 #include "zip.h"
 
 #define SEND_TIME 5 /* seconds, at the end, for answers to be read */
@@ -42,20 +44,29 @@ static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
     return MHD_YES;
 }
 
-/* What a plain request accepts. */
-static void choose_type(struct exchange *x)
+/* What a plain request accepts, which the worker is to make; where it names a
+ * result, that. */
+static int choose_type(struct exchange *x, struct mp_error *err)
 {
-    const char *accept = mp_http_header(x, "Accept");
+    static const char *const suffixes[] = {[MP_ACCEPT_ANY] = "png",
+                                           [MP_ACCEPT_PNG] = "png",
+                                           [MP_ACCEPT_JSON] = "json",
+                                           [MP_ACCEPT_NPY] = "npy"};
+    enum mp_accept type = mp_accept_type(mp_http_header(x, "Accept"));
 
     if (x->ask.noutput)
-        return; /* named */
-    if (accept && strstr(accept, "application/json"))
-        x->ask.suffix = "json";
-    else if (accept && strstr(accept, "octet-stream"))
-        x->ask.suffix = "npy";
-    else
-        x->ask.suffix = "png";
-    json_object_set_new(x->ask.text, "accept", json_string(x->ask.suffix));
+        return 0;
+    if (type == MP_ACCEPT_NONE) {
+        mp_http_refuse(x, 406,
+                       "results are image/png, application/json or "
+                       "application/octet-stream");
+        return 0;
+    }
+    x->ask.suffix = type == MP_ACCEPT_ANY ? NULL : suffixes[type];
+    return json_object_set_new(x->ask.text, "accept",
+                               json_string(suffixes[type]))
+               ? mp_fail(err, MP_ENOMEM, "out of memory")
+               : 0;
 }
 
 /* -1: not given; -2: wrong. */
@@ -79,6 +90,13 @@ static int is_json(const struct exchange *x)
     return i < x->body.n && x->body.at[i] == '{';
 }
 
+static int is_form(const struct exchange *x)
+{
+    const char *type = mp_http_header(x, "Content-Type");
+
+    return type && !strncasecmp(type, "multipart/", 10);
+}
+
 /* The query, then the body. */
 static int parse_ask(struct exchange *x, struct mp_error *err)
 {
@@ -98,12 +116,14 @@ static int parse_ask(struct exchange *x, struct mp_error *err)
                               look_at_option, x);
     if (x->status)
         return 0; /* refused */
+    if (is_form(x))
+        return mp_fail(err, MP_EINVAL,
+                       "a form is no picture: send the file itself, as curl "
+                       "--data-binary does");
     if (head >= 0 || is_json(x))
         return mp_ask_parse(&x->ask, x->body.at, x->body.n, head, &most, err);
     rc = mp_ask_plain(&x->ask, x->body.n, err);
-    if (!rc)
-        choose_type(x);
-    return rc;
+    return rc ? rc : choose_type(x, err);
 }
 
 static void parse_infer(struct exchange *x)
@@ -266,12 +286,24 @@ static void set_busy(struct exchange *x, int busy)
     pthread_mutex_unlock(&x->h->lock);
 }
 
+static void parse_change(struct exchange *x)
+{
+    struct mp_error err = {0};
+    int rc = mp_repository_change(x->body.at, x->body.n, &err);
+
+    if (rc)
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
+}
+
 static enum MHD_Result all_there(struct exchange *x)
 {
     set_busy(x, 1);
     end_body(x);
     if (!x->status && x->route == MP_ROUTE_INFER)
         parse_infer(x);
+    if (!x->status &&
+        (x->route == MP_ROUTE_LOAD || x->route == MP_ROUTE_UNLOAD))
+        parse_change(x);
     if (x->status)
         return mp_http_send_error(x);
     if (x->route != MP_ROUTE_INFER && x->route != MP_ROUTE_LOAD &&

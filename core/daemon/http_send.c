@@ -4,30 +4,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include "about.h"
+#include "accept.h"
 #include "http_impl.h"
 #include "page.h"
+#include "repository.h"
 #include "zip.h"
 
 #define ZIP_LEAST 1024 /* bytes; less is not worth it */
 
-static int accepts(const struct exchange *x, const char *coding)
-{
-    const char *list = mp_http_header(x, "Accept-Encoding"), *at;
-
-    at = list ? strstr(list, coding) : NULL;
-    if (!at)
-        return 0;
-    at += strlen(coding);
-    at += strspn(at, " ");
-    return strncmp(at, ";q=0", 4) != 0 || at[4] == '.';
-}
-
 /* Compress it if that is asked for and of use. */
 static const char *zip_body(const struct exchange *x, struct mp_body *b)
 {
-    const char *coding = accepts(x, "gzip")      ? "gzip"
-                         : accepts(x, "deflate") ? "deflate"
-                                                 : NULL;
+    const char *list = mp_http_header(x, "Accept-Encoding");
+    const char *coding = mp_accept_coding(list, "gzip")      ? "gzip"
+                         : mp_accept_coding(list, "deflate") ? "deflate"
+                                                             : NULL;
     char *bytes;
     size_t n;
 
@@ -142,15 +133,15 @@ static enum MHD_Result send_about(struct exchange *x)
     return send_json(x, out);
 }
 
-static int wants_ready_only(const struct exchange *x)
+static enum MHD_Result send_index(struct exchange *x)
 {
-    json_t *o = x->body.n
-                    ? json_loadb((const char *)x->body.at, x->body.n, 0, NULL)
-                    : NULL;
-    int yes = json_is_true(json_object_get(o, "ready"));
+    struct mp_error err = {0};
+    int ready;
 
-    json_decref(o);
-    return yes;
+    if (!mp_repository_index(x->body.at, x->body.n, &ready, &err))
+        return send_json(x, mp_front_index(x->h->front, ready));
+    mp_http_refuse(x, 400, "%s", err.text);
+    return mp_http_send_error(x);
 }
 
 enum MHD_Result mp_http_answer_now(struct exchange *x)
@@ -177,7 +168,7 @@ enum MHD_Result mp_http_answer_now(struct exchange *x)
     case MP_ROUTE_MODEL_STATS:
         return send_json(x, mp_front_stats(f, x->model));
     case MP_ROUTE_INDEX:
-        return send_json(x, mp_front_index(f, wants_ready_only(x)));
+        return send_index(x);
     default:
         return send_about(x);
     }

@@ -7,6 +7,7 @@ if DAEMON
 noinst_LTLIBRARIES += %reldir%/libmpiped.la
 %canon_reldir%_libmpiped_la_SOURCES = \
 	%reldir%/about.c %reldir%/about.h \
+	%reldir%/accept.c %reldir%/accept.h \
 	%reldir%/answer.c %reldir%/answer.h \
 	%reldir%/ask.c %reldir%/ask.h \
 	%reldir%/config.c %reldir%/config.h \
@@ -18,6 +19,7 @@ noinst_LTLIBRARIES += %reldir%/libmpiped.la
 	%reldir%/link.c %reldir%/link.h \
 	%reldir%/page.h \
 	%reldir%/queue.c %reldir%/queue.h \
+	%reldir%/repository.c %reldir%/repository.h \
 	%reldir%/route.c %reldir%/route.h \
 	%reldir%/system.c %reldir%/system.h \
 	%reldir%/tally.c %reldir%/tally.h \

@@ -17,17 +17,22 @@ const struct mp_settings *mp_task_settings(const struct task *t)
     return t->varied ? t->varied : t->host->settings;
 }
 
-/* The formats asked for; or, for who accepts any picture, one to look at. NULL:
- * those of the configuration. */
+/* The formats asked for; or, for who accepts any picture, one to look at, and
+ * for who accepts JSON, what is joined in a run. NULL: those of the
+ * configuration. */
 static const char *formats_of(const struct task *t)
 {
     static const char *const shown[] = {"overlay", "color"};
     const char *accept = json_string_value(json_object_get(t->text, "accept"));
-    const char *list = t->host->settings->plugin->formats, *word;
+    const struct mp_plugin *head = t->host->settings->plugin;
+    const char *word;
     int unused;
 
+    if (accept && !strcmp(accept, "json") && head->joined)
+        return head->joined;
     for (size_t i = 0; accept && !strcmp(accept, "png") && i < 2; i++)
-        for (size_t at = 0, n; (n = mp_format_next(list, &at, &word, &unused));)
+        for (size_t at = 0, n;
+             (n = mp_format_next(head->formats, &at, &word, &unused));)
             if (n == strlen(shown[i]) && !memcmp(word, shown[i], n))
                 return shown[i];
     return json_string_value(json_object_get(t->text, "formats"));
