@@ -102,6 +102,7 @@ socket = $dir/s
 
 [worker]
 deaths = 3
+within = 3600
 
 [pipeline seg]
 file = $conf/seg.ini
@@ -248,7 +249,7 @@ for n in 1 2 3; do
     says 'killed by signal 9'
 done
 status 503 --data-binary @in/rgb8.png $url/seg/infer
-says 'died 3 times in 60 s'
+says 'died 3 times in 3600 s'
 wait_for 60 get -f $url/depth/ready
 status 200 --data-binary @in/rgb8.png $url/depth/infer
 status 200 -X POST http://localhost/v2/repository/index
@@ -282,6 +283,31 @@ wait $client
 wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
+
+# ---- memory ----
+
+# An idle pipeline on demand goes when there is too much, comes back for a
+# request, and one that is loaded at the start stays.
+cat >> mpiped.ini << END
+
+[pipeline spare]
+file = $conf/depth.ini
+load = on-demand
+compute.backend = cpu
+END
+start -o limits.memory=1
+status 400 $url/spare
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+logs 'spare: unloaded to save memory'
+is_unloaded() {
+    get -X POST http://localhost/v2/repository/index | grep -q \
+        '"name":"spare","version":"1","state":"UNAVAILABLE","reason":"not loaded"'
+}
+wait_for 60 is_unloaded || fail "spare is still there"
+status 200 $url/seg/ready
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+stop
+cp good.ini mpiped.ini
 
 # ---- TCP ----
 

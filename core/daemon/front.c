@@ -147,28 +147,6 @@ void mp_front_forget(struct mp_front *f)
 
 /* ---- messages of workers ---- */
 
-/* Over the limit: the pipeline that was not used for longest goes. */
-static void save_memory(struct mp_front *f, struct worker *w)
-{
-    int32_t limit = mp_front_conf(f)->limits.memory;
-    struct pipeline *oldest = NULL;
-
-    if (limit < 0 || mp_process_memory(w->pid) / 1024 <= (size_t)limit)
-        return;
-    for (struct pipeline *p = f->pipelines; p; p = p->next) {
-        if (p->worker == w && p->state == UNLOADING)
-            return; /* one at a time */
-        if (p->worker == w && p->state == READY && !p->nflight && !p->queue.n &&
-            p->entry->load == MP_ON_DEMAND && p->used > 0 &&
-            (!oldest || p->used < oldest->used))
-            oldest = p;
-    }
-    if (!oldest)
-        return;
-    mp_log(MP_LOG_INFO, oldest->entry->name, "unloaded to save memory");
-    mp_front_unload(f, oldest);
-}
-
 static void on_loaded(struct mp_front *f, struct worker *w,
                       struct mp_message *m)
 {
@@ -190,7 +168,7 @@ static void on_loaded(struct mp_front *f, struct worker *w,
     if (p->is_gone)
         mp_front_unload(f, p);
     mp_front_dispatch(f, p);
-    save_memory(f, w);
+    mp_front_save_memory(f, w);
 }
 
 static void on_unloaded(struct mp_front *f, struct worker *w,
@@ -203,8 +181,10 @@ static void on_unloaded(struct mp_front *f, struct worker *w,
     p->state = UNLOADED;
     p->used = 0;
     mp_front_end_waiting(f, p);
+    if (p->queue.n)
+        mp_front_load(p);
     mp_front_forget(f);
-    save_memory(f, w);
+    mp_front_save_memory(f, w);
 }
 
 static void on_message(struct mp_front *f, struct worker *w)

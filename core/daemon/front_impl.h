@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * front_impl.h - the inside of the front: front.c has the pipelines and the
- * loop, front_request.c the requests, front_process.c the workers, and
- * front_tell.c tells of all of them. Everything is called with the lock held,
- * but for mp_front_tell.
+ * loop, front_request.c the requests, front_process.c the workers,
+ * front_usage.c what they use, and front_tell.c tells of all of them.
+ * Everything is called with the lock held, but for mp_front_tell.
  */
 #ifndef CORE_DAEMON_FRONT_IMPL_H
 #define CORE_DAEMON_FRONT_IMPL_H
@@ -56,6 +56,7 @@ struct worker {
     int streak;     /* deaths in a row */
     uint64_t starts, deaths;
     uint64_t runs[MP_RUN_BUCKETS], views, busy_ns; /* of those that died */
+    double cpu;                                    /* seconds of those */
 };
 
 #define ERRORS_KEPT 10
@@ -134,8 +135,7 @@ void mp_front_dispatch(struct mp_front *f, struct pipeline *p);
 void mp_front_fail_queue(struct mp_front *f, struct pipeline *p,
                          const char *why);
 /* What a worker answered. */
-void mp_front_take(struct mp_front *f, const struct worker *w,
-                   struct mp_message *m);
+void mp_front_take(struct mp_front *f, struct worker *w, struct mp_message *m);
 /* It ends with this error, wherever it is: in the queue, with a worker. */
 void mp_front_abandon(struct mp_front *f, struct mp_request *r, enum result how,
                       int status, const char *why);
@@ -156,6 +156,13 @@ void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame);
  */
 void mp_front_mind(struct mp_front *f, double now, double *next);
 void mp_front_end_worker(struct worker *w);
+
+/* ---- front_usage.c ---- */
+
 size_t mp_process_memory(pid_t pid); /* KiB; 0: unknown */
+double mp_process_cpu(pid_t pid);    /* seconds so far; 0: unknown */
+/* Over the limit: the idle pipeline on demand that was not used for longest
+ * goes. */
+void mp_front_save_memory(struct mp_front *f, struct worker *w);
 
 #endif

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -231,13 +232,20 @@ static void plan_restart(const struct mp_front *f, struct worker *w)
                                               : BACKOFF_MOST);
 }
 
+static double seconds_of(const struct timeval *t)
+{
+    return (double)t->tv_sec + (double)t->tv_usec / 1e6;
+}
+
 void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame)
 {
     char how[120], why[200];
+    struct rusage usage;
     int status = 0, wanted = 0;
 
     kill(w->pid, SIGKILL); /* it may only have closed its socket */
-    waitpid(w->pid, &status, 0);
+    if (wait4(w->pid, &status, 0, &usage) > 0)
+        w->cpu += seconds_of(&usage.ru_utime) + seconds_of(&usage.ru_stime);
     describe_death(how, sizeof how, status);
     mp_log(MP_LOG_ERROR, w->name, "the worker (process %ld) %s", (long)w->pid,
            how);
@@ -265,10 +273,11 @@ void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame)
         if (p->worker != w || p->state == FAILED)
             continue;
         if (p->state == UNLOADING || !p->is_wanted) {
-            p->is_wanted = 0;
+            p->is_wanted = p->queue.n > 0;
             p->state = UNLOADED;
             mp_front_end_waiting(f, p);
-        } else {
+        }
+        if (p->is_wanted) {
             p->state = LOADING;
             wanted = 1;
         }
@@ -296,22 +305,6 @@ void mp_front_end_worker(struct worker *w)
 /* ---- one that lives ---- */
 
 /* KiB that the process holds; 0: unknown. */
-size_t mp_process_memory(pid_t pid)
-{
-    char path[48];
-    unsigned long all = 0, resident = 0;
-    FILE *file;
-
-    snprintf(path, sizeof path, "/proc/%ld/statm", (long)pid);
-    file = fopen(path, "r");
-    if (!file)
-        return 0;
-    if (fscanf(file, "%lu %lu", &all, &resident) != 2)
-        resident = 0;
-    fclose(file);
-    return resident * (size_t)sysconf(_SC_PAGESIZE) / 1024;
-}
-
 /* A worker that hangs, in a request or in loading. */
 static void check_hangs(struct mp_front *f, struct worker *w, double now,
                         double *next)

@@ -171,8 +171,9 @@ static void put_in_queue(struct mp_front *f, struct pipeline *p,
                              p->entry->name, p->reason);
         return;
     }
-    if (p->state == UNLOADING ||
-        (p->state == UNLOADED && p->entry->load != MP_ON_DEMAND)) {
+    /* what is on demand is loaded again when it is unloaded */
+    if ((p->state == UNLOADING || p->state == UNLOADED) &&
+        p->entry->load != MP_ON_DEMAND) {
         mp_front_settle_with(f, r, REJECTED, 503, "%s is not loaded",
                              p->entry->name);
         return;
@@ -303,8 +304,7 @@ static void take_answer(struct mp_front *f, struct mp_request *r, size_t part,
         mp_front_settle(f, r, GOOD, 200);
 }
 
-void mp_front_take(struct mp_front *f, const struct worker *w,
-                   struct mp_message *m)
+void mp_front_take(struct mp_front *f, struct worker *w, struct mp_message *m)
 {
     for (struct flight **at = &f->flights, *fl; (fl = *at); at = &fl->next)
         if (fl->id == m->id && fl->p->worker == w) {
@@ -313,6 +313,8 @@ void mp_front_take(struct mp_front *f, const struct worker *w,
             if (fl->r)
                 take_answer(f, fl->r, fl->part, m);
             mp_front_dispatch(f, fl->p);
+            if (!fl->p->nflight)
+                mp_front_save_memory(f, w);
             free(fl);
             return;
         }

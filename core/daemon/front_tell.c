@@ -301,6 +301,11 @@ static void workers(FILE *o, const struct mp_front *f)
     EACH_WORKER(w)
     fprintf(o, "mpipe_worker_deaths_total{worker=\"%s\"} %llu\n", w->name,
             (unsigned long long)w->deaths);
+    head(o, "mpipe_worker_cpu_seconds_total", "counter",
+         "Time on processors; its rate is how many it uses.");
+    EACH_WORKER(w)
+    fprintf(o, "mpipe_worker_cpu_seconds_total{worker=\"%s\"} %.9g\n", w->name,
+            w->cpu + (w->pid ? mp_process_cpu(w->pid) : 0));
     head(o, "mpipe_worker_resident_bytes", "gauge", "Memory of the process.");
     EACH_WORKER(w)
     if (w->pid)

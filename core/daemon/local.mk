@@ -13,7 +13,7 @@ noinst_LTLIBRARIES += %reldir%/libmpiped.la
 	%reldir%/config.c %reldir%/config.h \
 	%reldir%/front.c %reldir%/front.h %reldir%/front_impl.h \
 	%reldir%/front_process.c %reldir%/front_request.c \
-	%reldir%/front_tell.c \
+	%reldir%/front_tell.c %reldir%/front_usage.c \
 	%reldir%/http.c %reldir%/http.h %reldir%/http_impl.h \
 	%reldir%/http_head.c %reldir%/http_send.c \
 	%reldir%/link.c %reldir%/link.h \

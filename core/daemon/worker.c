@@ -183,11 +183,6 @@ static int add_task(struct worker *w, struct mp_message *m)
         mp_task_free(t);
         return 0;
     }
-    t->seen = calloc(t->host->batch, sizeof *t->seen);
-    if (!t->seen) {
-        mp_task_free(t);
-        return -1;
-    }
     t->host->ntask++;
     *w->tasks_end = t;
     w->tasks_end = &t->next;
@@ -339,6 +334,27 @@ static void use_options(const struct task *t)
                     t->variant ? t->variant : "");
 }
 
+/* It had a view in a run of n. */
+static int note_seen(struct task *t, size_t n, double seconds,
+                     struct mp_error *err)
+{
+    struct seen *s = t->seen;
+    size_t i = 0;
+
+    while (i < t->nseen && s[i].views != n)
+        i++;
+    if (i == t->nseen) {
+        s = realloc(s, (i + 1) * sizeof *s);
+        if (!s)
+            return no_memory(err);
+        t->seen = s;
+        s[t->nseen++] = (struct seen){.views = n};
+    }
+    s[i].runs += 1 / (double)n;
+    s[i].seconds += seconds / (double)n;
+    return 0;
+}
+
 static int see(struct worker *w, const struct look *look, size_t n,
                struct mp_error *err)
 {
@@ -355,10 +371,8 @@ static int see(struct worker *w, const struct look *look, size_t n,
     free(at);
     took = mp_now() - began;
     note_run(w, n, took);
-    for (size_t i = 0; i < n && !rc; i++) {
-        look[i].task->seen[n - 1].runs += 1 / (double)n;
-        look[i].task->seen[n - 1].seconds += took / (double)n;
-    }
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = note_seen(look[i].task, n, took, err);
     return rc;
 }
 

@@ -29,6 +29,12 @@ struct hosted {
 
 enum state { RECEIVED, BUSY, OPEN, SEEN, GONE };
 
+/* Its share of runs of so many views. */
+struct seen {
+    size_t views;
+    double runs, seconds;
+};
+
 struct task {
     struct task *next;
     uint64_t id;
@@ -44,9 +50,8 @@ struct task {
     struct mp_input input;
     struct mp_keep keep;
     double opened, read, merge, write;
-    struct seen {
-        double runs, seconds;
-    } * seen;     /* [n - 1]: its share of runs of n views, batch of them */
+    struct seen *seen; /* runs that had views of it */
+    size_t nseen;
     size_t nlook; /* views that wait for the network */
 };
 

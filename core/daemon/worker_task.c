@@ -170,11 +170,10 @@ static json_t *describe_runs(const struct task *t)
 {
     json_t *list = json_array();
 
-    for (size_t i = 0; i < t->host->batch; i++)
-        if (t->seen[i].runs > 0)
-            json_array_append_new(list, json_pack("[i, f, f]", (int)i + 1,
-                                                  t->seen[i].runs,
-                                                  t->seen[i].seconds));
+    for (size_t i = 0; i < t->nseen; i++)
+        json_array_append_new(
+            list, json_pack("[I, f, f]", (json_int_t)t->seen[i].views,
+                            t->seen[i].runs, t->seen[i].seconds));
     return list;
 }
 
