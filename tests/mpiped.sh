@@ -287,16 +287,24 @@ pid=
 # ---- memory ----
 
 # An idle pipeline on demand goes when there is too much, comes back for a
-# request, and one that is loaded at the start stays.
+# request, and one that is loaded at the start stays. These have no file.
 cat >> mpiped.ini << END
 
 [pipeline spare]
-file = $conf/depth.ini
 load = on-demand
+pipeline.head = depth
+model.checkpoint = demo-depth.safetensors
 compute.backend = cpu
+
+[pipeline wrong]
+load = on-demand
+pipeline.head = depth
+depth.max_dept = 10
 END
 start -o limits.memory=1
 status 400 $url/spare
+status 400 -X POST http://localhost/v2/repository/models/wrong/load
+says '\[pipeline wrong\] depth.max_dept=10: no such key'
 status 200 --data-binary @in/rgb8.png $url/spare/infer
 logs 'spare: unloaded to save memory'
 is_unloaded() {
@@ -384,6 +392,8 @@ printf '[pipeline a/b]\nfile = x\n' > bad.ini
 refused "a pipeline's name" -c bad.ini
 printf '[pipeline a]\nfile = x.ini\n' > bad.ini
 refused 'x.ini cannot be read' -c bad.ini
+printf '[pipeline a]\nload = on-demand\n' > bad.ini
+refused 'pipeline.head is needed' -c bad.ini
 start
 refused 'another mpiped listens there'
 kill -9 "$pid"

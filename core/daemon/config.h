@@ -15,9 +15,10 @@ enum mp_load { MP_AT_START, MP_ON_DEMAND };
 
 struct mp_pipeline_entry {
     char *name;
-    char *config; /* path of its file */
-    char *file;   /* as it was written */
-    int32_t load; /* enum mp_load */
+    char *config;       /* path of its file; NULL: it has none */
+    char *file;         /* as it was written; NULL */
+    const char *folder; /* of the daemon's configuration */
+    int32_t load;       /* enum mp_load */
     char *worker;
     double batch_window;    /* milliseconds */
     char **assign;          /* "section.key=value", NULL ends them */

@@ -103,9 +103,9 @@ static json_t *load_text(const struct pipeline *p)
 
     for (char **a = p->entry->assign; *a; a++)
         json_array_append_new(assign, json_string(*a));
-    return json_pack("{s:s, s:s, s:o, s:f}", "name", p->entry->name, "config",
-                     p->entry->config, "assign", assign, "batch_window",
-                     p->entry->batch_window);
+    return json_pack("{s:s, s:s*, s:s, s:o, s:f}", "name", p->entry->name,
+                     "config", p->entry->config, "folder", p->entry->folder,
+                     "assign", assign, "batch_window", p->entry->batch_window);
 }
 
 void mp_front_load(struct pipeline *p)
@@ -270,8 +270,10 @@ static int same_entry(const struct mp_pipeline_entry *a,
 {
     size_t i = 0;
 
-    if (strcmp(a->config, b->config) || strcmp(a->worker, b->worker) ||
-        a->batch_window != b->batch_window)
+    if (!a->config != !b->config ||
+        strcmp(a->config ? a->config : a->folder,
+               b->config ? b->config : b->folder) ||
+        strcmp(a->worker, b->worker) || a->batch_window != b->batch_window)
         return 0;
     while (a->assign[i] && b->assign[i] && !strcmp(a->assign[i], b->assign[i]))
         i++;
