@@ -58,8 +58,8 @@ static int identify(struct mp_picture_job *p, const struct mp_settings *s)
     int is_listed = s->boxes && !p->box, rc = find_boxes(p, s, &number);
     json_t *id;
 
-    if (rc)
-        return rc;
+    if (rc || p->id)
+        return rc; /* it is known */
     id = number < 0 && !is_listed ? mp_json_text(base_name(stem))
                                   : json_integer(number);
     p->id = id ? mp_json_dump(id, JSON_ENCODE_ANY) : NULL;

@@ -298,8 +298,10 @@ static int finish(struct mp_settings *s, struct mp_error *err)
     return rc;
 }
 
-int mp_settings_open(struct mp_settings **out, const char *file,
-                     const char *const *assign, size_t n, struct mp_error *err)
+/* file or folder: NULL. */
+static int open_settings(struct mp_settings **out, const char *file,
+                         const char *folder, const char *const *assign,
+                         size_t n, struct mp_error *err)
 {
     struct mp_settings *s = calloc(1, sizeof *s);
     int rc;
@@ -310,6 +312,8 @@ int mp_settings_open(struct mp_settings **out, const char *file,
         return no_memory(err);
     }
     rc = declare(s, err);
+    if (!rc && folder)
+        rc = mp_conf_in(s->conf, folder, err);
     if (!rc && file)
         rc = mp_conf_file(s->conf, file, err);
     for (size_t i = 0; i < n && !rc; i++)
@@ -328,6 +332,19 @@ int mp_settings_open(struct mp_settings **out, const char *file,
     }
     *out = s;
     return 0;
+}
+
+int mp_settings_open(struct mp_settings **out, const char *file,
+                     const char *const *assign, size_t n, struct mp_error *err)
+{
+    return open_settings(out, file, NULL, assign, n, err);
+}
+
+int mp_settings_inline(struct mp_settings **out, const char *folder,
+                       const char *const *assign, size_t n,
+                       struct mp_error *err)
+{
+    return open_settings(out, NULL, folder, assign, n, err);
 }
 
 void mp_settings_free(struct mp_settings *s)

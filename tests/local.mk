@@ -63,10 +63,12 @@ shell_tests = \
 
 if DAEMON
 daemon_tests = \
+	%reldir%/test_ask \
 	%reldir%/test_faults \
 	%reldir%/test_http \
 	%reldir%/test_queue \
 	%reldir%/test_system
+%canon_reldir%_test_ask_LDADD = core/daemon/libmpiped.la $(LDADD)
 %canon_reldir%_test_faults_SOURCES = %reldir%/test_faults.c \
 	%reldir%/served.c %reldir%/served.h %reldir%/inject.h
 %canon_reldir%_test_http_SOURCES = %reldir%/test_http.c \

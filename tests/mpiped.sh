@@ -102,7 +102,7 @@ socket = $dir/s
 
 [worker]
 deaths = 3
-within = 600
+within = 3600
 
 [pipeline seg]
 file = $conf/seg.ini
@@ -212,6 +212,16 @@ status 400 --data-binary @in/rgb8.png "$url/seg/infer?output=lables"
 says 'did you mean labels?'
 status 406 --data-binary @in/rgb8.png -H 'Accept: application/json' \
     $url/seg/infer
+status 406 --data-binary @in/rgb8.png -H 'Accept: image/jpeg' $url/seg/infer
+says 'results are image/png'
+status 400 -F file=@in/rgb8.png $url/seg/infer
+says 'a form is no picture'
+status 400 -d garbage http://localhost/v2/repository/index
+status 400 -d garbage http://localhost/v2/repository/models/seg/unload
+status 501 -d '{"parameters": {"config": "{}"}}' \
+    http://localhost/v2/repository/models/seg/load
+says 'parameter config'
+status 501 $url/seg/trace/setting
 status 400 -X POST $url/seg/infer
 status 404 --data-binary @in/rgb8.png $url/none/infer
 status 404 http://localhost/nowhere
@@ -239,7 +249,7 @@ for n in 1 2 3; do
     says 'killed by signal 9'
 done
 status 503 --data-binary @in/rgb8.png $url/seg/infer
-says 'died 3 times in 600 s'
+says 'died 3 times in 3600 s'
 wait_for 60 get -f $url/depth/ready
 status 200 --data-binary @in/rgb8.png $url/depth/infer
 status 200 -X POST http://localhost/v2/repository/index
@@ -273,6 +283,39 @@ wait $client
 wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
+
+# ---- memory ----
+
+# An idle pipeline on demand goes when there is too much, comes back for a
+# request, and one that is loaded at the start stays. These have no file.
+cat >> mpiped.ini << END
+
+[pipeline spare]
+load = on-demand
+pipeline.head = depth
+model.checkpoint = demo-depth.safetensors
+compute.backend = cpu
+
+[pipeline wrong]
+load = on-demand
+pipeline.head = depth
+depth.max_dept = 10
+END
+start -o limits.memory=1
+status 400 $url/spare
+status 400 -X POST http://localhost/v2/repository/models/wrong/load
+says '\[pipeline wrong\] depth.max_dept=10: no such key'
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+logs 'spare: unloaded to save memory'
+is_unloaded() {
+    get -X POST http://localhost/v2/repository/index | grep -q \
+        '"name":"spare","version":"1","state":"UNAVAILABLE","reason":"not loaded"'
+}
+wait_for 60 is_unloaded || fail "spare is still there"
+status 200 $url/seg/ready
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+stop
+cp good.ini mpiped.ini
 
 # ---- TCP ----
 
@@ -314,6 +357,11 @@ tcp 401 -H 'Authorization: Bearer '
 tcp 401 -H 'Authorization: Basic 0123456789abcdef'
 tcp 200 -H 'Authorization: Bearer 0123456789abcdef'
 status 200 http://localhost/v2/health/live
+# the page itself tells nothing; what it shows needs the token
+curl -sS -o body "http://127.0.0.1:$port/" || fail "no page without a token"
+says '<title>mpiped</title>'
+got=$(curl -sS -o body -w '%{http_code}' "http://127.0.0.1:$port/metrics")
+[ "$got" = 401 ] || fail "status $got of the metrics without a token"
 stop
 
 # ---- what is refused at the start ----
@@ -344,6 +392,8 @@ printf '[pipeline a/b]\nfile = x\n' > bad.ini
 refused "a pipeline's name" -c bad.ini
 printf '[pipeline a]\nfile = x.ini\n' > bad.ini
 refused 'x.ini cannot be read' -c bad.ini
+printf '[pipeline a]\nload = on-demand\n' > bad.ini
+refused 'pipeline.head is needed' -c bad.ini
 start
 refused 'another mpiped listens there'
 kill -9 "$pid"

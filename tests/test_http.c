@@ -24,7 +24,7 @@
 static void setup(void)
 {
     serve("[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
-          "compute_time = 5\n"
+          "pictures = 4\ncompute_time = 5\n"
           "[worker]\ndeaths = 1000\nbackoff = 0\n"
           "[pipeline trouble]\nfile = trouble.ini\n"
           "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
@@ -233,7 +233,8 @@ static const struct {
          SIZE("12")),
      "shape"},
     {IMAGE("[1,0,4,3]", SIZE("0")), "must be UINT8"},
-    {IMAGE("[2,2,1,3]", SIZE("12")), "must be UINT8"},
+    {IMAGE("[0,2,2,3]", SIZE("0")), "0 pictures"},
+    {IMAGE("[5,2,2,3]", SIZE("12")), "1 to 4"},
     {"{\"inputs\":[]}", "missing"},
     {"{\"inputs\":{}}", "list"},
     {"{\"inputs\":[1]}", "name"},
@@ -254,7 +255,6 @@ static const struct {
     {WITH("\"parameters\":{\"timeout\":-1}"), "timeout"},
     {WITH("\"parameters\":{\"priority\":10}"), "priority"},
     {WITH("\"parameters\":{\"name\":\"../x\"}"), "slash"},
-    {WITH("\"parameters\":{\"sequence_id\":7}"), "sequences"},
     {WITH("\"id\":7"), "id"},
     {WITH("\"outputs\":7"), "outputs"},
     {WITH("\"outputs\":[7]"), "outputs"},
@@ -273,6 +273,112 @@ START_TEST(wrong_body)
                   "%d %s: %s", r.status, r.body, bodies[_i].json);
     ck_assert_ptr_nonnull(strstr(r.body, "{\"error\":\""));
     free(r.body);
+}
+END_TEST
+
+START_TEST(not_supported)
+{
+    struct reply r = infer(",\"sequence_id\":7", pixels, sizeof pixels);
+
+    ck_assert_int_eq(r.status, 501);
+    ck_assert_ptr_nonnull(strstr(r.body, "there are no sequences"));
+    free(r.body);
+}
+END_TEST
+
+/* ---- several pictures ---- */
+
+/* Pictures of one request: the answer is that of each, one behind the other. */
+START_TEST(several_pictures)
+{
+    char json[500], out[2000], data[36], *both;
+    struct reply r[3], all;
+    size_t head;
+
+    for (int i = 0; i < 36; i++)
+        data[i] = (char)(i * 7);
+    for (int i = 0; i < 3; i++) {
+        r[i] = infer("", data + 12 * i, 12);
+        ck_assert_int_eq(r[i].status, 200);
+    }
+    snprintf(json, sizeof json,
+             IMAGE("[3,2,2,3]",
+                   SIZE("36") "}],\"parameters\":{\"binary_data_output\":true"
+                              "},\"x\":[{\"y\":1"));
+    all = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, 36));
+    ck_assert_msg(all.status == 200, "%d %s", all.status, all.body);
+    ck_assert_ptr_nonnull(strstr(all.body, "\"shape\":[3,2,2,4]"));
+    ck_assert_ptr_nonnull(strstr(all.body, "\"shape\":[3],"));
+    head = strtoul(strchr(strcasestr(all.head, "inference-header"), ':') + 1,
+                   NULL, 10);
+    ck_assert_uint_eq(all.n, head + 3 * (64 + 13));
+    both = all.body + head;
+    for (int i = 0; i < 3; i++) {
+        ck_assert_mem_eq(both + 64 * i, r[i].body + r[i].n - 77, 64);
+        ck_assert_mem_eq(both + 3 * 64 + 13 * i, r[i].body + r[i].n - 13, 13);
+        free(r[i].body);
+    }
+    free(all.body);
+}
+END_TEST
+
+static const char png[] = /* 1 x 1 */
+    "\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x01\x00"
+    "\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde\x00\x00\x00\x0cIDATx"
+    "\x9c"
+    "c\xf8\xdf\xe0\x00\x00\x04"
+    "A\x01\xc0\x0c\xd1\xed\x91\x00"
+    "\x00\x00\x00IEND\xae"
+    "B`\x82";
+
+/* The second of three is none: so nothing is answered but that. */
+START_TEST(one_of_several_fails)
+{
+    char out[2000], data[400];
+    size_t n = 0;
+    struct reply r;
+    char json[300];
+
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = i == 1 ? 5 : sizeof png - 1;
+
+        memcpy(data + n, (char[4]){(char)bytes}, 4);
+        memcpy(data + n + 4, i == 1 ? "wrong" : png, bytes);
+        n += 4 + bytes;
+    }
+    snprintf(json, sizeof json,
+             "{\"inputs\":[{\"name\":\"image_bytes\",\"datatype\":\"BYTES\","
+             "\"shape\":[3],\"parameters\":{\"binary_data_size\":%zu}}]}",
+             n);
+    r = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, n));
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_str_eq(r.body, "{\"error\":\"picture 2: neither PNG nor JPEG\","
+                             "\"stage\":\"read\"}");
+    free(r.body);
+    while (metric("mpipe_in_flight{model=\"trouble\"} ") > 0)
+        pause_for(0.01);
+    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
+}
+END_TEST
+
+/* More pictures than the worker takes at once, and it dies of one: the request
+ * ends, and nothing of it is left. */
+START_TEST(dies_of_one_of_several)
+{
+    char json[500], out[2000], data[48] = "";
+    struct reply r;
+
+    snprintf(json, sizeof json,
+             IMAGE("[4,2,2,3]", SIZE("48") "}],\"parameters\":{\"fault\":"
+                                           "\"abort\"},\"x\":[{\"y\":1"));
+    r = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, 48));
+    ck_assert_int_eq(r.status, 500);
+    ck_assert_ptr_nonnull(strstr(r.body, "signal 6"));
+    free(r.body);
+    wait_ready();
+    ck_assert_int_eq(good(), 200);
+    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
+    ck_assert_double_eq(metric("mpipe_in_flight{model=\"trouble\"} "), 0);
 }
 END_TEST
 
@@ -1102,6 +1208,10 @@ int main(void)
     tcase_add_test(c, squeezed);
     tcase_add_loop_test(c, wrong_head, 0, COUNT(heads));
     tcase_add_loop_test(c, wrong_body, 0, COUNT(bodies));
+    tcase_add_test(c, not_supported);
+    tcase_add_test(c, several_pictures);
+    tcase_add_test(c, one_of_several_fails);
+    tcase_add_test(c, dies_of_one_of_several);
     tcase_add_test(c, large_body);
     tcase_add_test(c, endless_body);
     tcase_add_test(c, many_pieces);

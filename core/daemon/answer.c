@@ -34,9 +34,15 @@ struct found {
     size_t n;
 };
 
-static int find_result(struct found *r, const json_t *o,
-                       const struct mp_blob *data)
+static const json_t *results_of(const struct mp_part *part)
 {
+    return json_object_get(part->answer, "results");
+}
+
+/* The k-th of a picture. */
+static int find_result(struct found *r, const struct mp_part *part, size_t k)
+{
+    const json_t *o = json_array_get(results_of(part), k);
     const json_t *offset = json_object_get(o, "offset");
     const json_t *bytes = json_object_get(o, "bytes");
     json_int_t at = json_integer_value(offset), n = json_integer_value(bytes);
@@ -48,9 +54,10 @@ static int find_result(struct found *r, const json_t *o,
                         .dim = json_object_get(o, "dim")};
     if (!r->kind || !r->suffix || !r->dtype || !r->dim ||
         !json_is_integer(offset) || !json_is_integer(bytes) || at < 0 ||
-        n < 0 || (size_t)at > data->n || (size_t)n > data->n - (size_t)at)
+        n < 0 || (size_t)at > part->data.n ||
+        (size_t)n > part->data.n - (size_t)at)
         return -1;
-    r->at = data->at + at;
+    r->at = part->data.at + at;
     r->n = (size_t)n;
     return 0;
 }
@@ -96,34 +103,6 @@ static void print_value(FILE *f, int type, const uint8_t *at)
         fprintf(f, "%u", type == 1 ? *at : v.u);
 }
 
-/* Nonzero: out of memory. */
-static int print_data(FILE *f, const struct found *r, int type)
-{
-    unsigned before = mp_json_losses();
-    json_t *text;
-
-    fputs(",\"data\":[", f);
-    if (!types[type].size) {
-        text = json_stringn((const char *)r->at, r->n);
-        if (!text)
-            fputs("null", f);
-        else
-            json_dumpf(text, f, JSON_ENCODE_ANY);
-        json_decref(text);
-        if (mp_json_losses() != before)
-            return -1;
-    } else {
-        for (size_t i = 0; i + types[type].size <= r->n;
-             i += types[type].size) {
-            if (i)
-                fputc(',', f);
-            print_value(f, type, r->at + i);
-        }
-    }
-    fputc(']', f);
-    return 0;
-}
-
 static int is_binary(const struct mp_ask *a, const char *kind)
 {
     for (size_t i = 0; i < a->noutput; i++)
@@ -132,75 +111,193 @@ static int is_binary(const struct mp_ask *a, const char *kind)
     return a->binary;
 }
 
-/* One output's JSON. Nonzero: out of memory. */
-static int print_output(FILE *f, const struct mp_ask *a, const struct found *r)
-{
-    int type = type_of(r->dtype);
-    const json_t *d;
-    size_t i;
+/* An answer on its way. */
+struct answer {
+    FILE *f;
+    const struct mp_ask *ask;
+    const struct mp_part *part; /* of each picture */
+    size_t npart;
+};
 
-    fprintf(f, "{\"name\":\"%s\",\"datatype\":\"%s\",\"shape\":[1", r->kind,
-            types[type].name);
-    json_array_foreach(r->dim, i, d)
-        fprintf(f, ",%lld", (long long)json_integer_value(d));
-    fputc(']', f);
-    if (is_binary(a, r->kind))
-        fprintf(f, ",\"parameters\":{\"binary_data_size\":%zu}",
-                r->n + (types[type].size ? 0 : 4));
-    else if (print_data(f, r, type))
-        return -1;
-    fputc('}', f);
-    return 0;
+static void print_numbers(FILE *f, const struct found *r, int type)
+{
+    size_t size = types[type].size;
+
+    for (size_t i = 0; i + size <= r->n; i += size) {
+        if (i)
+            fputc(',', f);
+        print_value(f, type, r->at + i);
+    }
 }
 
-/* The binary part of it. */
-static int put_output(FILE *f, const struct mp_ask *a, const struct found *r)
+/* What is no text is null. Nonzero: out of memory. */
+static int print_text(FILE *f, const struct found *r)
 {
-    uint8_t length[4] = {(uint8_t)r->n, (uint8_t)(r->n >> 8),
-                         (uint8_t)(r->n >> 16), (uint8_t)(r->n >> 24)};
+    unsigned before = mp_json_losses();
+    json_t *text = json_stringn((const char *)r->at, r->n);
 
-    if (!is_binary(a, r->kind))
+    if (text)
+        json_dumpf(text, f, JSON_ENCODE_ANY);
+    else
+        fputs("null", f);
+    json_decref(text);
+    return mp_json_losses() != before;
+}
+
+/* The k-th result of all pictures, one after the other. */
+static int print_data(const struct answer *a, size_t k)
+{
+    struct found r;
+    int rc = 0;
+
+    fputs(",\"data\":[", a->f);
+    for (size_t i = 0; i < a->npart && !rc; i++) {
+        int is_text;
+
+        if (find_result(&r, &a->part[i], k))
+            return -1;
+        is_text = !types[type_of(r.dtype)].size;
+        if (i && (is_text || r.n))
+            fputc(',', a->f);
+        if (is_text)
+            rc = print_text(a->f, &r);
+        else
+            print_numbers(a->f, &r, type_of(r.dtype));
+    }
+    fputc(']', a->f);
+    return rc;
+}
+
+static size_t binary_size(const struct answer *a, size_t k)
+{
+    struct found r;
+    size_t n = 0;
+
+    for (size_t i = 0; i < a->npart; i++)
+        if (!find_result(&r, &a->part[i], k))
+            n += r.n + (types[type_of(r.dtype)].size ? 0 : 4);
+    return n;
+}
+
+/* The JSON of an output. */
+static int print_output(const struct answer *a, size_t k)
+{
+    struct found r;
+    const json_t *d;
+    size_t i;
+    int rc = find_result(&r, a->part, k);
+
+    if (rc)
+        return rc;
+    fprintf(a->f, "{\"name\":\"%s\",\"datatype\":\"%s\",\"shape\":[%zu", r.kind,
+            mp_type_name(r.dtype), a->npart);
+    json_array_foreach(r.dim, i, d)
+        fprintf(a->f, ",%lld", (long long)json_integer_value(d));
+    fputc(']', a->f);
+    if (is_binary(a->ask, r.kind))
+        fprintf(a->f, ",\"parameters\":{\"binary_data_size\":%zu}",
+                binary_size(a, k));
+    else
+        rc = print_data(a, k);
+    fputc('}', a->f);
+    return rc;
+}
+
+/* Its binary part; 0: it has none. */
+static int put_output(const struct answer *a, size_t k)
+{
+    struct found r;
+
+    if (find_result(&r, a->part, k) || !is_binary(a->ask, r.kind))
         return 0;
-    if (!types[type_of(r->dtype)].size)
-        fwrite(length, 1, 4, f);
-    fwrite(r->at, 1, r->n, f);
+    for (size_t i = 0; i < a->npart && !find_result(&r, &a->part[i], k); i++) {
+        uint8_t length[4] = {(uint8_t)r.n, (uint8_t)(r.n >> 8),
+                             (uint8_t)(r.n >> 16), (uint8_t)(r.n >> 24)};
+
+        if (!types[type_of(r.dtype)].size)
+            fwrite(length, 1, 4, a->f);
+        fwrite(r.at, 1, r.n, a->f);
+    }
     return 1;
 }
 
+/* Nonzero: out of memory. */
 static int print_answer(struct mp_text *text, struct mp_body *out,
-                        const struct mp_ask *a, const char *model,
-                        const json_t *list, const struct mp_blob *data)
+                        const struct answer *a, const char *model)
 {
-    FILE *f = text->f;
-    const json_t *one;
-    struct found r;
+    size_t n = json_array_size(results_of(a->part)), head;
     int binary = 0;
-    size_t i, head;
 
-    fprintf(f, "{\"model_name\":\"%s\",\"model_version\":\"1\"", model);
-    if (a->id) {
-        fputs(",\"id\":", f);
-        if (json_dumpf(a->id, f, JSON_ENCODE_ANY))
-            return MP_ENOMEM;
+    fprintf(a->f, "{\"model_name\":\"%s\",\"model_version\":\"1\"", model);
+    if (a->ask->id) {
+        fputs(",\"id\":", a->f);
+        if (json_dumpf(a->ask->id, a->f, JSON_ENCODE_ANY))
+            return -1;
     }
-    fputs(",\"outputs\":[", f);
-    json_array_foreach(list, i, one)
-    {
-        if (find_result(&r, one, data))
-            return MP_EIO;
-        if (i)
-            fputc(',', f);
-        if (print_output(f, a, &r))
-            return MP_ENOMEM;
+    fputs(",\"outputs\":[", a->f);
+    for (size_t k = 0; k < n; k++) {
+        if (k)
+            fputc(',', a->f);
+        if (print_output(a, k))
+            return -1;
     }
-    fputs("]}", f);
+    fputs("]}", a->f);
     head = mp_text_length(text);
-    json_array_foreach(list, i, one) if (!find_result(&r, one, data)) binary |=
-        put_output(f, a, &r);
+    for (size_t k = 0; k < n; k++)
+        binary |= put_output(a, k);
     out->head = binary ? (int64_t)head : -1;
     out->type = binary ? "application/octet-stream" : "application/json";
     return 0;
 }
+
+/* ---- what cannot be one tensor ---- */
+
+static int no_sense(struct mp_error *err)
+{
+    return mp_fail(err, MP_EIO, "the worker's answer makes no sense");
+}
+
+/* The k-th result of all pictures has one type and shape. */
+static int check_alike(const struct answer *a, size_t k, struct mp_error *err)
+{
+    struct found first, r;
+
+    if (find_result(&first, a->part, k))
+        return no_sense(err);
+    if (!types[type_of(first.dtype)].size && strcmp(first.suffix, "json") &&
+        !is_binary(a->ask, first.kind))
+        return mp_fail(err, MP_EINVAL,
+                       "output %s: a file is no JSON: ask for it with "
+                       "binary_data",
+                       first.kind);
+    for (size_t i = 1; i < a->npart; i++) {
+        if (find_result(&r, &a->part[i], k) || strcmp(first.kind, r.kind))
+            return no_sense(err);
+        if (strcmp(first.dtype, r.dtype) || !json_equal(first.dim, r.dim))
+            return mp_fail(
+                err, MP_EINVAL,
+                "output %s: that of picture %zu has another shape "
+                "than that of picture 1: ask for them one by one, or "
+                "with the parameter encoded",
+                first.kind, i + 1);
+    }
+    return 0;
+}
+
+static int check_all(const struct answer *a, struct mp_error *err)
+{
+    size_t n = json_array_size(results_of(a->part));
+    int rc = 0;
+
+    for (size_t i = 1; i < a->npart; i++)
+        if (json_array_size(results_of(&a->part[i])) != n)
+            return no_sense(err);
+    for (size_t k = 0; k < n && !rc; k++)
+        rc = check_alike(a, k, err);
+    return rc;
+}
+
+/* ---- plain ---- */
 
 static const char *media_type(const char *suffix)
 {
@@ -212,16 +309,13 @@ static const char *media_type(const char *suffix)
 
 /* The first result of the suffix that is wanted, as it is. */
 static int plain_answer(struct mp_body *out, const struct mp_ask *a,
-                        const json_t *list, const struct mp_blob *data,
-                        struct mp_error *err)
+                        const struct mp_part *part, struct mp_error *err)
 {
-    const json_t *one;
+    size_t n = json_array_size(results_of(part));
     struct found r;
-    size_t i;
 
-    json_array_foreach(list, i, one)
-    {
-        if (find_result(&r, one, data) ||
+    for (size_t k = 0; k < n; k++) {
+        if (find_result(&r, part, k) ||
             (a->suffix && strcmp(a->suffix, r.suffix)))
             continue;
         *out = (struct mp_body){malloc(r.n + 1), r.n, -1, media_type(r.suffix)};
@@ -235,25 +329,27 @@ static int plain_answer(struct mp_body *out, const struct mp_ask *a,
                    "one with ?output=");
 }
 
-int mp_body_answer(struct mp_body *out, const struct mp_ask *a,
-                   const char *model, const json_t *answer,
-                   const struct mp_blob *data, struct mp_error *err)
+int mp_body_answer(struct mp_body *out, const struct mp_ask *ask,
+                   const char *model, const struct mp_part *part, size_t npart,
+                   struct mp_error *err)
 {
-    const json_t *list = json_object_get(answer, "results");
+    struct answer a = {.ask = ask, .part = part, .npart = npart};
     struct mp_text text;
     int rc;
 
     *out = (struct mp_body){.head = -1};
-    if (a->plain)
-        return plain_answer(out, a, list, data, err);
+    if (ask->plain)
+        return plain_answer(out, ask, part, err);
+    rc = check_all(&a, err);
+    if (rc)
+        return rc;
     if (mp_text_open(&text))
         return no_memory(err);
-    rc = print_answer(&text, out, a, model, list, data);
+    a.f = text.f;
+    rc = print_answer(&text, out, &a, model);
     if (mp_text_close(&text))
-        rc = MP_ENOMEM;
+        rc = -1;
     out->bytes = text.bytes;
     out->n = text.n;
-    if (rc == MP_ENOMEM)
-        return no_memory(err);
-    return rc ? mp_fail(err, rc, "the worker's answer makes no sense") : 0;
+    return rc ? no_memory(err) : 0;
 }

@@ -43,6 +43,8 @@ static const struct mp_option limits_rows[] = {
         "Largest JSON part of a request"),
     ROW(limits, header, INT, "32", 4, 1024, NULL, "KiB",
         "Largest head of a request: its first line and header lines"),
+    ROW(limits, pictures, INT, "64", 1, 4096, NULL, NULL,
+        "Most pictures of a request"),
     ROW(limits, chunks, INT, "65536", 1, 0x7fffffff, NULL, NULL,
         "Most pieces of a chunked body"),
     ROW(limits, connections, INT, "1024", 1, 1000000, NULL, NULL,
@@ -83,7 +85,8 @@ static const struct mp_option worker_rows[] = {
 };
 static const struct mp_option pipeline_rows[] = {
     PIPE(file, STRING, NULL, 0, 0, NULL, NULL,
-        "Its configuration, see mpipe.conf(5), from the folder of this file"),
+        "Its configuration, see mpipe.conf(5), from the folder of this file; "
+        "without: what is set here"),
     PIPE(load, CHOICE, "at-start", 0, 0, "at-start on-demand", NULL,
         "When to load it: before mpiped is ready, or for its first request"),
     PIPE(worker, STRING, "main", 0, 0, NULL, NULL,
@@ -159,20 +162,29 @@ static int take_inline(struct mp_pipeline_entry *e, struct mp_conf *c,
     return 0;
 }
 
-static int check_entry(struct mp_pipeline_entry *e, const char *folder,
-                       struct mp_error *err)
+/* Does the section itself say what it is? */
+static int has_head(const struct mp_pipeline_entry *e)
 {
-    if (!mp_is_name(e->worker, strlen(e->worker)))
-        return mp_fail(err, MP_EINVAL,
-                       "worker = %s: up to %d letters, digits and . _ -",
-                       e->worker, NAME_MOST);
+    static const char head[] = "pipeline.head=";
+
+    for (char **a = e->assign; *a; a++)
+        if (!strncmp(*a, head, strlen(head)))
+            return 1;
+    return 0;
+}
+
+static int check_file(struct mp_pipeline_entry *e, struct mp_error *err)
+{
     if (!e->file || !*e->file)
-        return mp_fail(err, MP_EINVAL,
-                       "file is not set: it names the pipeline's "
-                       "configuration");
+        return has_head(e)
+                   ? 0
+                   : mp_fail(err, MP_EINVAL,
+                             "file is not set, which names the pipeline's "
+                             "configuration; without it, pipeline.head is "
+                             "needed here");
     if ((*e->file == '/'
              ? asprintf(&e->config, "%s", e->file)
-             : asprintf(&e->config, "%s/%s", folder, e->file)) < 0) {
+             : asprintf(&e->config, "%s/%s", e->folder, e->file)) < 0) {
         e->config = NULL;
         return no_memory(err);
     }
@@ -180,6 +192,17 @@ static int check_entry(struct mp_pipeline_entry *e, const char *folder,
         return mp_fail(err, MP_EINVAL, "file = %s: %s cannot be read", e->file,
                        e->config);
     return 0;
+}
+
+static int check_entry(struct mp_pipeline_entry *e, const char *folder,
+                       struct mp_error *err)
+{
+    e->folder = folder;
+    if (!mp_is_name(e->worker, strlen(e->worker)))
+        return mp_fail(err, MP_EINVAL,
+                       "worker = %s: up to %d letters, digits and . _ -",
+                       e->worker, NAME_MOST);
+    return check_file(e, err);
 }
 
 static int add_pipeline(struct mp_daemon_conf *c, const char *section,

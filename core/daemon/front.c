@@ -107,9 +107,9 @@ static json_t *load_text(const struct pipeline *p)
             json_decref(assign);
             return NULL;
         }
-    return json_pack("{s:s, s:s, s:o, s:f}", "name", p->entry->name, "config",
-                     p->entry->config, "assign", assign, "batch_window",
-                     p->entry->batch_window);
+    return json_pack("{s:s, s:s*, s:s, s:o, s:f}", "name", p->entry->name,
+                     "config", p->entry->config, "folder", p->entry->folder,
+                     "assign", assign, "batch_window", p->entry->batch_window);
 }
 
 static void send_load(struct mp_front *f, struct pipeline *p)
@@ -163,28 +163,6 @@ void mp_front_forget(struct mp_front *f)
 
 /* ---- messages of workers ---- */
 
-/* Over the limit: the pipeline that was not used for longest goes. */
-static void save_memory(struct mp_front *f, struct worker *w)
-{
-    int32_t limit = mp_front_conf(f)->limits.memory;
-    struct pipeline *oldest = NULL;
-
-    if (limit < 0 || mp_process_memory(w->pid) / 1024 <= (size_t)limit)
-        return;
-    for (struct pipeline *p = f->pipelines; p; p = p->next) {
-        if (p->worker == w && p->state == UNLOADING)
-            return; /* one at a time */
-        if (p->worker == w && p->state == READY && !p->nflight && !p->queue.n &&
-            p->entry->load == MP_ON_DEMAND && p->used > 0 &&
-            (!oldest || p->used < oldest->used))
-            oldest = p;
-    }
-    if (!oldest)
-        return;
-    mp_log(MP_LOG_INFO, oldest->entry->name, "unloaded to save memory");
-    mp_front_unload(f, oldest);
-}
-
 static void on_loaded(struct mp_front *f, struct worker *w,
                       struct mp_message *m)
 {
@@ -210,7 +188,7 @@ static void on_loaded(struct mp_front *f, struct worker *w,
     if (p->is_gone)
         mp_front_unload(f, p);
     mp_front_dispatch(f, p);
-    save_memory(f, w);
+    mp_front_save_memory(f, w);
 }
 
 static void on_unloaded(struct mp_front *f, struct worker *w,
@@ -223,8 +201,10 @@ static void on_unloaded(struct mp_front *f, struct worker *w,
     p->state = UNLOADED;
     p->used = 0;
     mp_front_end_waiting(f, p);
+    if (p->queue.n)
+        mp_front_load(f, p);
     mp_front_forget(f);
-    save_memory(f, w);
+    mp_front_save_memory(f, w);
 }
 
 static void on_message(struct mp_front *f, struct worker *w)
@@ -310,8 +290,10 @@ static int same_entry(const struct mp_pipeline_entry *a,
 {
     size_t i = 0;
 
-    if (strcmp(a->config, b->config) || strcmp(a->worker, b->worker) ||
-        a->batch_window != b->batch_window)
+    if (!a->config != !b->config ||
+        strcmp(a->config ? a->config : a->folder,
+               b->config ? b->config : b->folder) ||
+        strcmp(a->worker, b->worker) || a->batch_window != b->batch_window)
         return 0;
     while (a->assign[i] && b->assign[i] && !strcmp(a->assign[i], b->assign[i]))
         i++;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * front_impl.h - the inside of the front: front.c has the pipelines and the
- * loop, front_request.c the requests, front_process.c the workers, and
- * front_tell.c tells of all of them. Everything is called with the lock held,
- * but for mp_front_tell.
+ * loop, front_request.c the requests, front_process.c the workers,
+ * front_usage.c what they use, and front_tell.c tells of all of them.
+ * Everything is called with the lock held, but for mp_front_tell.
  */
 #ifndef CORE_DAEMON_FRONT_IMPL_H
 #define CORE_DAEMON_FRONT_IMPL_H
@@ -14,31 +14,13 @@
 
 enum pipeline_state { UNLOADED, LOADING, READY, UNLOADING, FAILED };
 
-enum result { GOOD, BAD_REQUEST, BROKEN, REJECTED, EXPIRED, CANCELLED };
-#define RESULTS 6
-
-struct duration {
-    uint64_t count;
-    double seconds;
-};
-
-#define TIME_BUCKETS 12
-extern const double mp_time_buckets[TIME_BUCKETS]; /* seconds; then infinity */
-
-struct stats {
-    uint64_t results[RESULTS];
-    struct duration success, fail, queue, input, infer, output;
-    uint64_t took[TIME_BUCKETS + 1]; /* of requests, by time */
-    double runs;
-    double last; /* ms since 1970 */
-};
-
-/* One that a worker has. */
+/* A picture that a worker has. */
 struct flight {
     struct flight *next;
     uint64_t id;
     struct pipeline *p;
     struct mp_request *r; /* NULL: nobody waits any more */
+    size_t part;
     double sent;
 };
 
@@ -59,7 +41,7 @@ struct pipeline {
     struct mp_request *waiting; /* for it to be loaded or unloaded */
     double used, loading_since, died[DEATHS_KEPT];
     size_t ndied;
-    struct stats stats;
+    struct tally tally;
 };
 
 struct worker {
@@ -74,6 +56,7 @@ struct worker {
     int streak;     /* deaths in a row */
     uint64_t starts, deaths;
     uint64_t runs[MP_RUN_BUCKETS], views, busy_ns; /* of those that died */
+    double cpu;                                    /* seconds of those */
 };
 
 #define ERRORS_KEPT 10
@@ -139,7 +122,8 @@ void mp_without_folders(char *out, size_t size, const char *text);
 
 /* ---- front_request.c ---- */
 
-/* It is answered: what it has, or else this error. */
+/* It is answered: what it has, or else this error. It must be nowhere else; see
+ * mp_front_abandon. */
 void mp_front_settle(struct mp_front *f, struct mp_request *r, enum result how,
                      int status);
 void mp_front_settle_with(struct mp_front *f, struct mp_request *r,
@@ -152,9 +136,8 @@ void mp_front_dispatch(struct mp_front *f, struct pipeline *p);
 void mp_front_fail_queue(struct mp_front *f, struct pipeline *p,
                          const char *why);
 /* What a worker answered. */
-void mp_front_take(struct mp_front *f, const struct worker *w,
-                   struct mp_message *m);
-/* Nobody waits any more: wherever it is. */
+void mp_front_take(struct mp_front *f, struct worker *w, struct mp_message *m);
+/* It ends with this error, wherever it is: in the queue, with a worker. */
 void mp_front_abandon(struct mp_front *f, struct mp_request *r, enum result how,
                       int status, const char *why);
 void mp_front_gone(struct mp_front *f, uint64_t id); /* its client */
@@ -175,6 +158,13 @@ void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame);
  */
 void mp_front_mind(struct mp_front *f, double now, double *next);
 void mp_front_end_worker(struct worker *w);
+
+/* ---- front_usage.c ---- */
+
 size_t mp_process_memory(pid_t pid); /* KiB; 0: unknown */
+double mp_process_cpu(pid_t pid);    /* seconds so far; 0: unknown */
+/* Over the limit: the idle pipeline on demand that was not used for longest
+ * goes. */
+void mp_front_save_memory(struct mp_front *f, struct worker *w);
 
 #endif

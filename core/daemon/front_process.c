@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -30,7 +31,7 @@ int mp_front_send(struct worker *w, enum mp_message_type type, uint64_t id,
 {
     struct mp_message m = {.type = type, .id = id, .text = text, .blob = blob};
     struct mp_error err = {0};
-    int rc = mp_link_send(w->sock, &m, &err);
+    int rc = w->pid ? mp_link_send(w->sock, &m, &err) : 0;
 
     json_decref(text);
     if (!rc || rc == MP_EINVAL || rc == MP_ENOMEM)
@@ -194,9 +195,13 @@ static int is_to_blame(const struct mp_front *f, const struct pipeline *p,
     return p->nflight > 0;
 }
 
+/* Of a worker that is no more. */
 static void fail_flights(struct mp_front *f, const struct worker *w,
                          const char *how)
 {
+    char why[200];
+
+    snprintf(why, sizeof why, "the worker that had the request %s", how);
     for (struct flight **at = &f->flights, *fl; (fl = *at);) {
         if (fl->p->worker != w) {
             at = &fl->next;
@@ -204,8 +209,7 @@ static void fail_flights(struct mp_front *f, const struct worker *w,
         }
         *at = fl->next;
         if (fl->r)
-            mp_front_settle_with(f, fl->r, BROKEN, 500,
-                                 "the worker that had the request %s", how);
+            mp_front_abandon(f, fl->r, BROKEN, 500, why);
         fl->p->nflight--;
         free(fl);
     }
@@ -233,13 +237,20 @@ static void plan_restart(const struct mp_front *f, struct worker *w)
                                               : BACKOFF_MOST);
 }
 
+static double seconds_of(const struct timeval *t)
+{
+    return (double)t->tv_sec + (double)t->tv_usec / 1e6;
+}
+
 void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame)
 {
     char how[120], why[200];
+    struct rusage usage;
     int status = 0, wanted = 0;
 
     kill(w->pid, SIGKILL); /* it may only have closed its socket */
-    waitpid(w->pid, &status, 0);
+    if (wait4(w->pid, &status, 0, &usage) > 0)
+        w->cpu += seconds_of(&usage.ru_utime) + seconds_of(&usage.ru_stime);
     describe_death(how, sizeof how, status);
     mp_log(MP_LOG_ERROR, w->name, "the worker (process %ld) %s", (long)w->pid,
            how);
@@ -267,10 +278,11 @@ void mp_front_bury(struct mp_front *f, struct worker *w, uint64_t blame)
         if (p->worker != w || p->state == FAILED)
             continue;
         if (p->state == UNLOADING || !p->is_wanted) {
-            p->is_wanted = 0;
+            p->is_wanted = p->queue.n > 0;
             p->state = UNLOADED;
             mp_front_end_waiting(f, p);
-        } else {
+        }
+        if (p->is_wanted) {
             p->state = LOADING;
             wanted = 1;
         }
@@ -298,22 +310,6 @@ void mp_front_end_worker(struct worker *w)
 /* ---- one that lives ---- */
 
 /* KiB that the process holds; 0: unknown. */
-size_t mp_process_memory(pid_t pid)
-{
-    char path[48];
-    unsigned long all = 0, resident = 0;
-    FILE *file;
-
-    snprintf(path, sizeof path, "/proc/%ld/statm", (long)pid);
-    file = fopen(path, "r");
-    if (!file)
-        return 0;
-    if (fscanf(file, "%lu %lu", &all, &resident) != 2)
-        resident = 0;
-    fclose(file);
-    return resident * (size_t)sysconf(_SC_PAGESIZE) / 1024;
-}
-
 /* A worker that hangs, in a request or in loading. */
 static void check_hangs(struct mp_front *f, struct worker *w, double now,
                         double *next)

@@ -9,10 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 #include "front_impl.h"
+#include "json.h"
 #include "progress.h"
-
-const double mp_time_buckets[TIME_BUCKETS] = {
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30, 120};
 
 /* ---- the end of a request ---- */
 
@@ -22,21 +20,6 @@ static void wake(const struct mp_front *f)
 
     if (write(f->wake_fd, &one, sizeof one) < 0 && errno != EAGAIN)
         mp_log(MP_LOG_ERROR, "front", "eventfd: %s", strerror(errno));
-}
-
-static void count_end(struct mp_request *r, enum result how)
-{
-    struct stats *s = &r->target->stats;
-    double took = mp_now() - r->arrived;
-    struct duration *d = how == GOOD ? &s->success : &s->fail;
-    size_t i = 0;
-
-    s->results[how]++;
-    d->count++;
-    d->seconds += took;
-    while (i < TIME_BUCKETS && took > mp_time_buckets[i])
-        i++;
-    s->took[i]++;
 }
 
 /* Locked. Out of what is live, into what is to be told. */
@@ -52,7 +35,8 @@ void mp_front_settle(struct mp_front *f, struct mp_request *r, enum result how,
     if (r->next)
         r->next->prev = r->prev;
     if (r->kind == MP_WANT_INFER)
-        count_end(r, how);
+        mp_tally_request(&r->target->tally, how, mp_now() - r->arrived,
+                         &r->stages);
     r->status = status;
     r->next = f->finished;
     f->finished = r;
@@ -88,26 +72,35 @@ void mp_front_tell(struct mp_front *f)
 void mp_request_free(struct mp_request *r)
 {
     json_decref(r->text);
-    json_decref(r->answer);
-    r->text = r->answer = NULL;
-    mp_blob_free(&r->picture);
-    mp_blob_free(&r->results);
+    json_decref(r->pictures);
+    mp_blob_free(&r->blob);
+    for (size_t i = 0; i < r->npart; i++) {
+        json_decref(r->part[i].answer);
+        mp_blob_free(&r->part[i].data);
+    }
+    free(r->part);
+    r->text = r->pictures = NULL;
+    r->part = NULL;
+    r->npart = 0;
 }
 
 /* ---- sending to workers ---- */
+
+/* The request of an entry. */
+static struct mp_request *request_of(struct mp_queued *e)
+{
+    return (void *)((char *)e - offsetof(struct mp_request, queued));
+}
 
 void mp_front_fail_queue(struct mp_front *f, struct pipeline *p,
                          const char *why)
 {
     struct mp_queued *e;
+    char text[300];
 
-    while ((e = mp_queue_take(&p->queue))) {
-        struct mp_request *r =
-            (void *)((char *)e - offsetof(struct mp_request, queued));
-
-        mp_front_settle_with(f, r, REJECTED, 503, "%s: %s", p->entry->name,
-                             why);
-    }
+    snprintf(text, sizeof text, "%s: %s", p->entry->name, why);
+    while ((e = mp_queue_next(&p->queue)))
+        mp_front_abandon(f, request_of(e), REJECTED, 503, text);
 }
 
 static size_t flight_limit(const struct mp_front *f, const struct pipeline *p)
@@ -118,37 +111,47 @@ static size_t flight_limit(const struct mp_front *f, const struct pipeline *p)
     return limit > 0 ? (size_t)limit : 2 * (size_t)batch + 3;
 }
 
-static int send_infer(struct pipeline *p, struct mp_request *r)
+/* What the worker is to know of a request's next picture. NULL: no memory. */
+static json_t *next_text(const struct mp_request *r, const struct pipeline *p)
 {
-    json_t *text = r->text;
+    unsigned before = mp_json_losses();
+    json_t *o = json_copy(r->text);
 
-    if (json_object_set_new(text, "pipeline", json_integer((json_int_t)p->id)))
-        return MP_ENOMEM;
-    r->text = NULL;
-    return mp_front_send(p->worker, MP_INFER, r->id, text, r->picture);
+    if (o && !json_object_update(o, json_array_get(r->pictures, r->nsent)) &&
+        !json_object_set_new(o, "pipeline", json_integer((json_int_t)p->id)) &&
+        mp_json_losses() == before)
+        return o;
+    json_decref(o);
+    return NULL;
 }
 
-static void send_one(struct mp_front *f, struct pipeline *p,
-                     struct mp_request *r)
+/* The next picture of r; after the last, r has left the queue. */
+static void send_next(struct mp_front *f, struct pipeline *p,
+                      struct mp_request *r)
 {
     struct flight *fl = malloc(sizeof *fl);
-    int rc = fl ? send_infer(p, r) : MP_ENOMEM;
+    json_t *text = fl ? next_text(r, p) : NULL;
+    uint64_t id = ++f->last_id;
+    int rc = text ? mp_front_send(p->worker, MP_INFER, id, text, r->blob)
+                  : MP_ENOMEM;
 
-    mp_blob_free(&r->picture); /* the worker's now */
     if (rc) {
         free(fl);
         if (rc == MP_ENOMEM)
-            mp_front_settle_with(f, r, REJECTED, 503, "out of memory");
+            mp_front_abandon(f, r, REJECTED, 503, "out of memory");
         else
-            mp_front_settle_with(f, r, BAD_REQUEST, 400,
-                                 "parameters and boxes are too long together");
+            mp_front_abandon(f, r, BAD_REQUEST, 400,
+                             "parameters and boxes are too long together");
         return;
     }
-    r->sent = mp_now();
-    *fl = (struct flight){f->flights, r->id, p, r, r->sent};
+    *fl = (struct flight){f->flights, id, p, r, r->nsent, mp_now()};
     f->flights = fl;
     p->nflight++;
-    p->used = r->sent;
+    p->used = fl->sent;
+    if (++r->nsent < r->npart)
+        return;
+    mp_queue_drop(&p->queue, &r->queued);
+    mp_blob_free(&r->blob); /* the worker's now */
 }
 
 void mp_front_dispatch(struct mp_front *f, struct pipeline *p)
@@ -156,9 +159,8 @@ void mp_front_dispatch(struct mp_front *f, struct pipeline *p)
     struct mp_queued *e;
 
     while (p->state == READY && p->worker->pid &&
-           p->nflight < flight_limit(f, p) && (e = mp_queue_take(&p->queue)))
-        send_one(f, p,
-                 (void *)((char *)e - offsetof(struct mp_request, queued)));
+           p->nflight < flight_limit(f, p) && (e = mp_queue_next(&p->queue)))
+        send_next(f, p, request_of(e));
     if (p->state == UNLOADING && !p->nflight && p->is_wanted) {
         p->is_wanted = 0;
         mp_front_send(p->worker, MP_UNLOAD, p->id, NULL, MP_NO_BLOB);
@@ -178,12 +180,22 @@ static void put_in_queue(struct mp_front *f, struct pipeline *p,
                              p->entry->name, p->reason);
         return;
     }
-    if (p->state == UNLOADING ||
-        (p->state == UNLOADED && p->entry->load != MP_ON_DEMAND)) {
+    /* what is on demand is loaded again when it is unloaded */
+    if ((p->state == UNLOADING || p->state == UNLOADED) &&
+        p->entry->load != MP_ON_DEMAND) {
         mp_front_settle_with(f, r, REJECTED, 503, "%s is not loaded",
                              p->entry->name);
         return;
     }
+    r->npart = json_array_size(r->pictures);
+    r->part = calloc(r->npart, sizeof *r->part);
+    if (!r->part) {
+        r->npart = 0;
+        mp_front_settle_with(f, r, REJECTED, 503, "out of memory");
+        return;
+    }
+    for (size_t i = 0; i < r->npart; i++)
+        r->part[i].data = MP_NO_BLOB;
     r->queued =
         (struct mp_queued){.priority = r->priority,
                            .client = r->client,
@@ -196,8 +208,8 @@ static void put_in_queue(struct mp_front *f, struct pipeline *p,
     }
     if (p->state == UNLOADED)
         mp_front_load(f, p);
-    mp_front_dispatch(f, p); /* at once: a burst must not fill the queue of an
-                       idle worker */
+    /* at once: a burst must not fill the queue of an idle worker */
+    mp_front_dispatch(f, p);
 }
 
 /* Locked. */
@@ -259,74 +271,61 @@ void mp_front_submit(struct mp_front *f, struct mp_request *r)
 
 /* ---- answers ---- */
 
-static void add_time(struct duration *d, double seconds)
-{
-    d->count++;
-    d->seconds += seconds;
-}
-
-static void count_times(struct mp_request *r, const json_t *text)
-{
-    struct stats *s = &r->target->stats;
-    double read = 0, wait = 0, network = 0, merge = 0, write = 0, runs = 0;
-    struct timespec now;
-
-    json_unpack((json_t *)text, "{s:{s:F, s:F, s:F, s:F, s:F}, s:F}", "seconds",
-                "read", &read, "wait", &wait, "network", &network, "merge",
-                &merge, "write", &write, "runs", &runs);
-    clock_gettime(CLOCK_REALTIME, &now);
-    s->last = (double)now.tv_sec * 1e3 + (double)(now.tv_nsec / 1000000);
-    s->runs += runs;
-    add_time(&s->queue, r->sent - r->arrived + (wait > 0 ? wait : 0));
-    add_time(&s->input, read);
-    add_time(&s->infer, network + merge);
-    add_time(&s->output, write);
-}
-
 static int is_of_client(int code)
 {
     return code == MP_EINVAL || code == MP_EFORMAT || code == MP_ENOTSUP ||
            code == MP_EABI;
 }
 
-static void take_answer(struct mp_front *f, struct mp_request *r,
-                        struct mp_message *m)
+/* One picture failed: so does its request. */
+static void take_failure(struct mp_front *f, struct mp_request *r, size_t part,
+                         const struct mp_message *m)
 {
     const char *text = json_string_value(json_object_get(m->text, "error"));
     const char *stage = json_string_value(json_object_get(m->text, "stage"));
-    char clean[sizeof r->error];
+    char clean[sizeof r->error], where[40] = "", all[sizeof r->error];
 
-    if (!m->code) {
-        count_times(r, m->text);
-        r->answer = m->text;
-        r->results = m->blob;
-        m->text = NULL;
-        m->blob = MP_NO_BLOB;
-        mp_front_settle(f, r, GOOD, 200);
-        return;
-    }
     if (!text)
         text = m->code == MP_ENOMEM ? "out of memory" : "failed";
     mp_without_folders(clean, sizeof clean, text);
+    if (r->npart > 1)
+        snprintf(where, sizeof where, "picture %zu: ", part + 1);
+    snprintf(all, sizeof all, "%s%.340s", where, clean);
     snprintf(r->stage, sizeof r->stage, "%s", stage ? stage : "");
     if (is_of_client(m->code))
-        mp_front_settle_with(f, r, BAD_REQUEST, 400, "%s", clean);
+        mp_front_abandon(f, r, BAD_REQUEST, 400, all);
     else if (m->code == MP_ENOMEM)
-        mp_front_settle_with(f, r, REJECTED, 503, "%s", clean);
+        mp_front_abandon(f, r, REJECTED, 503, all);
     else
-        mp_front_settle_with(f, r, BROKEN, 500, "%s", clean);
+        mp_front_abandon(f, r, BROKEN, 500, all);
 }
 
-void mp_front_take(struct mp_front *f, const struct worker *w,
-                   struct mp_message *m)
+static void take_answer(struct mp_front *f, struct mp_request *r, size_t part,
+                        struct mp_message *m)
+{
+    if (m->code) {
+        take_failure(f, r, part, m);
+        return;
+    }
+    mp_tally_picture(&r->target->tally, m->text, &r->stages);
+    r->part[part] = (struct mp_part){m->text, m->blob};
+    m->text = NULL;
+    m->blob = MP_NO_BLOB;
+    if (++r->ndone == r->npart)
+        mp_front_settle(f, r, GOOD, 200);
+}
+
+void mp_front_take(struct mp_front *f, struct worker *w, struct mp_message *m)
 {
     for (struct flight **at = &f->flights, *fl; (fl = *at); at = &fl->next)
         if (fl->id == m->id && fl->p->worker == w) {
             *at = fl->next;
             fl->p->nflight--;
             if (fl->r)
-                take_answer(f, fl->r, m);
+                take_answer(f, fl->r, fl->part, m);
             mp_front_dispatch(f, fl->p);
+            if (!fl->p->nflight)
+                mp_front_save_memory(f, w);
             free(fl);
             return;
         }

@@ -8,13 +8,21 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "accept.h"
 #include "http_impl.h"
 #include "progress.h"
+#include "repository.h"
 #include "zip.h"
 
 #define SEND_TIME 5 /* seconds, at the end, for answers to be read */
 
 /* ---- what workers do ---- */
+
+/* Of an error in the request. */
+static int status_of(int rc)
+{
+    return rc == MP_ENOMEM ? 503 : rc == MP_ENOTSUP ? 501 : 400;
+}
 
 static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
                                       const char *key, const char *value)
@@ -22,34 +30,43 @@ static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
     struct exchange *x = user;
     struct mp_error err = {0};
     char *text = strdup(value ? value : "");
+    int rc = 0;
 
     (void)kind;
     if (!text)
         mp_http_refuse(x, 503, "out of memory");
     else
         MHD_http_unescape(text);
-    if (!x->status && mp_ask_option(&x->ask, key, text, &err))
-        mp_http_refuse(x, 400, "%s", err.text);
+    if (!x->status)
+        rc = mp_ask_option(&x->ask, key, text, &err);
+    if (rc)
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
     free(text);
     return MHD_YES;
 }
 
-/* What a plain request accepts. */
-static int choose_type(struct exchange *x)
+/* What a plain request accepts, which the worker is to make; where it names a
+ * result, that. */
+static int choose_type(struct exchange *x, struct mp_error *err)
 {
-    const char *accept = mp_http_header(x, "Accept");
+    static const char *const suffixes[] = {[MP_ACCEPT_ANY] = "png",
+                                           [MP_ACCEPT_PNG] = "png",
+                                           [MP_ACCEPT_JSON] = "json",
+                                           [MP_ACCEPT_NPY] = "npy"};
+    enum mp_accept type = mp_accept_type(mp_http_header(x, "Accept"));
 
     if (x->ask.noutput)
-        return 0; /* named */
-    if (accept && strstr(accept, "application/json"))
-        x->ask.suffix = "json";
-    else if (accept && strstr(accept, "octet-stream"))
-        x->ask.suffix = "npy";
-    else
-        x->ask.suffix = "png";
+        return 0;
+    if (type == MP_ACCEPT_NONE) {
+        mp_http_refuse(x, 406,
+                       "results are image/png, application/json or "
+                       "application/octet-stream");
+        return 0;
+    }
+    x->ask.suffix = type == MP_ACCEPT_ANY ? NULL : suffixes[type];
     return json_object_set_new(x->ask.text, "accept",
-                               json_string(x->ask.suffix))
-               ? MP_ENOMEM
+                               json_string(suffixes[type]))
+               ? mp_fail(err, MP_ENOMEM, "out of memory")
                : 0;
 }
 
@@ -74,36 +91,56 @@ static int is_json(const struct exchange *x)
     return i < x->body.n && x->body.at[i] == '{';
 }
 
+static int is_form(const struct exchange *x)
+{
+    const char *type = mp_http_header(x, "Content-Type");
+
+    return type && !strncasecmp(type, "multipart/", 10);
+}
+
+/* The query, then the body. */
+static int parse_ask(struct exchange *x, struct mp_error *err)
+{
+    const struct mp_daemon_conf *c = x->h->conf;
+    struct mp_ask_most most = {(size_t)c->limits.json << 20,
+                               c->limits.pictures};
+    int64_t head = json_length(x);
+    int rc = mp_ask_begin(&x->ask, err);
+
+    if (rc)
+        return rc;
+    if (head == -2)
+        return mp_fail(
+            err, MP_EINVAL,
+            "Inference-Header-Content-Length must be one whole number");
+    MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
+                              look_at_option, x);
+    if (x->status)
+        return 0; /* refused */
+    if (is_form(x))
+        return mp_fail(err, MP_EINVAL,
+                       "a form is no picture: send the file itself, as curl "
+                       "--data-binary does");
+    if (head >= 0 || is_json(x))
+        return mp_ask_parse(&x->ask, x->body.at, x->body.n, head, &most, err);
+    rc = mp_ask_plain(&x->ask, x->body.n, err);
+    return rc ? rc : choose_type(x, err);
+}
+
 static void parse_infer(struct exchange *x)
 {
     struct mp_error err = {0};
-    int64_t head = json_length(x);
     int rc;
 
     if (!x->body.n) {
         mp_http_refuse(x, 400, "the body is empty");
         return;
     }
-    if (head == -2) {
-        mp_http_refuse(
-            x, 400, "Inference-Header-Content-Length must be one whole number");
-        return;
-    }
-    if (head < 0 && !is_json(x)) {
-        rc = mp_ask_plain(&x->ask, x->body.n, &err);
-        if (!rc)
-            MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
-                                      look_at_option, x);
-        if (!rc && choose_type(x))
-            rc = mp_fail(&err, MP_ENOMEM, "out of memory");
-    } else {
-        rc = mp_ask_parse(&x->ask, x->body.at, x->body.n, head,
-                          (size_t)x->h->conf->limits.json << 20, &err);
-    }
+    rc = parse_ask(x, &err);
     if (!rc)
         rc = mp_ask_check(&x->ask, &err);
     if (rc)
-        mp_http_refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
 }
 
 /* A thread of the front's. */
@@ -129,13 +166,14 @@ static void ask(struct exchange *x)
     r->done = on_done;
     r->user = x;
     r->text = x->ask.text;
-    x->ask.text = NULL;
+    r->pictures = x->ask.pictures;
+    x->ask.text = x->ask.pictures = NULL;
     if (x->ask.blob.fd >= 0) {
-        r->picture = x->ask.blob;
+        r->blob = x->ask.blob;
         x->ask.blob = MP_NO_BLOB;
         mp_blob_free(&x->body);
     } else {
-        r->picture = x->body;
+        r->blob = x->body;
         x->body = MP_NO_BLOB;
     }
     x->asked = 1;
@@ -156,13 +194,14 @@ static enum MHD_Result answer_asked(struct exchange *x)
     }
     if (x->route != MP_ROUTE_INFER)
         return mp_http_send_state(x, 1);
-    rc = mp_body_answer(&b, &x->ask, x->model, r->answer, &r->results, &err);
+    rc = mp_body_answer(&b, &x->ask, x->model, r->part, r->npart, &err);
     mp_request_free(r);
     if (!rc)
         return mp_http_send(x, 200, &b);
     free(b.bytes);
     mp_http_refuse(x,
                    rc == MP_ENOTSUP  ? 406
+                   : rc == MP_EINVAL ? 400
                    : rc == MP_ENOMEM ? 503
                                      : 500,
                    "%s", err.text);
@@ -230,8 +269,7 @@ static enum MHD_Result first_call(struct mp_http *h, void **state,
     x->h = h;
     x->connection = c;
     x->peer = info->socket_context;
-    x->body = x->ask.blob = x->request.picture = x->request.results =
-        MP_NO_BLOB;
+    x->body = x->ask.blob = x->request.blob = MP_NO_BLOB;
     x->ask.priority = 5;
     *state = x;
     mp_http_begin(x, url, method);
@@ -250,12 +288,24 @@ static void set_busy(struct exchange *x, int busy)
     pthread_mutex_unlock(&x->h->lock);
 }
 
+static void parse_change(struct exchange *x)
+{
+    struct mp_error err = {0};
+    int rc = mp_repository_change(x->body.at, x->body.n, &err);
+
+    if (rc)
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
+}
+
 static enum MHD_Result all_there(struct exchange *x)
 {
     set_busy(x, 1);
     end_body(x);
     if (!x->status && x->route == MP_ROUTE_INFER)
         parse_infer(x);
+    if (!x->status &&
+        (x->route == MP_ROUTE_LOAD || x->route == MP_ROUTE_UNLOAD))
+        parse_change(x);
     if (x->status)
         return mp_http_send_error(x);
     if (x->route != MP_ROUTE_INFER && x->route != MP_ROUTE_LOAD &&

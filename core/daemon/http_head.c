@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "http_impl.h"
 
 void mp_http_refuse(struct exchange *x, int status, const char *fmt, ...)
@@ -62,7 +63,9 @@ static void check_rights(struct exchange *x)
         check_origin(x);
         return;
     }
-    if (!text || strncmp(text, "Bearer ", 7) ||
+    if (x->route == MP_ROUTE_PAGE)
+        return; /* it tells nothing, and asks for the token */
+    if (!text || strncasecmp(text, "Bearer ", 7) ||
         !same_secret(text + 7, x->h->token))
         mp_http_refuse(x, 401,
                        "a token is needed: Authorization: Bearer TOKEN");
@@ -124,9 +127,9 @@ void mp_http_begin(struct exchange *x, const char *url, const char *method)
 {
     int is_get = !strcmp(method, "GET") || !strcmp(method, "HEAD");
 
+    x->route = mp_route_find(x->model, url);
     check_rights(x);
     check_head(x);
-    x->route = mp_route_find(x->model, url);
     if (x->route == MP_ROUTE_NOT_HERE)
         mp_http_refuse(x, 501, "this extension is not supported");
     else if (x->route == MP_ROUTE_NOWHERE)

@@ -4,31 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include "about.h"
+#include "accept.h"
 #include "http_impl.h"
 #include "json.h"
 #include "page.h"
+#include "repository.h"
 #include "zip.h"
 
 #define ZIP_LEAST 1024 /* bytes; less is not worth it */
 
-static int accepts(const struct exchange *x, const char *coding)
-{
-    const char *list = mp_http_header(x, "Accept-Encoding"), *at;
-
-    at = list ? strstr(list, coding) : NULL;
-    if (!at)
-        return 0;
-    at += strlen(coding);
-    at += strspn(at, " ");
-    return strncmp(at, ";q=0", 4) != 0 || at[4] == '.';
-}
-
 /* Compress it if that is asked for and of use. */
 static const char *zip_body(const struct exchange *x, struct mp_body *b)
 {
-    const char *coding = accepts(x, "gzip")      ? "gzip"
-                         : accepts(x, "deflate") ? "deflate"
-                                                 : NULL;
+    const char *list = mp_http_header(x, "Accept-Encoding");
+    const char *coding = mp_accept_coding(list, "gzip")      ? "gzip"
+                         : mp_accept_coding(list, "deflate") ? "deflate"
+                                                             : NULL;
     char *bytes;
     size_t n;
 
@@ -145,21 +136,23 @@ static enum MHD_Result send_about(struct exchange *x)
         mp_http_refuse(x, 400, "%s is not loaded", x->model);
         return mp_http_send_error(x);
     }
-    out = x->route == MP_ROUTE_MODEL ? mp_metadata(x->model, about)
-                                     : mp_model_config(x->model, about);
+    out = x->route == MP_ROUTE_MODEL
+              ? mp_metadata(x->model, about)
+              : mp_model_config(x->model, about, x->h->conf->limits.pictures);
     json_decref(about);
     return send_json(x, out, before);
 }
 
-static int wants_ready_only(const struct exchange *x)
+static enum MHD_Result send_index(struct exchange *x, unsigned before)
 {
-    json_t *o = x->body.n
-                    ? json_loadb((const char *)x->body.at, x->body.n, 0, NULL)
-                    : NULL;
-    int yes = json_is_true(json_object_get(o, "ready"));
+    struct mp_error err = {0};
+    int ready, rc;
 
-    json_decref(o);
-    return yes;
+    rc = mp_repository_index(x->body.at, x->body.n, &ready, &err);
+    if (!rc)
+        return send_json(x, mp_front_index(x->h->front, ready), before);
+    mp_http_refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
+    return mp_http_send_error(x);
 }
 
 enum MHD_Result mp_http_answer_now(struct exchange *x)
@@ -187,7 +180,7 @@ enum MHD_Result mp_http_answer_now(struct exchange *x)
     case MP_ROUTE_MODEL_STATS:
         return send_json(x, mp_front_stats(f, x->model), before);
     case MP_ROUTE_INDEX:
-        return send_json(x, mp_front_index(f, wants_ready_only(x)), before);
+        return send_index(x, before);
     default:
         return send_about(x);
     }

@@ -34,8 +34,8 @@ int mp_blob_end(struct mp_blob *b, struct mp_error *err);
 void mp_blob_free(struct mp_blob *b); /* becomes MP_NO_BLOB */
 
 enum mp_message_type {
-    MP_LOAD = 1, /* to the worker: pipeline `id`, {"name", "config", "assign",
-                    "batch_window"} */
+    MP_LOAD = 1, /* to the worker: pipeline `id`, {"name", "config", "folder",
+                    "assign", "batch_window"}, without "config": no file */
     MP_UNLOAD,   /* pipeline id */
     MP_INFER,    /* request id, see ask.h; blob: the picture */
     MP_CANCEL,   /* request id */
@@ -52,6 +52,12 @@ struct mp_message {
     uint64_t id;
     json_t *text; /* an object, or NULL */
     struct mp_blob blob;
+};
+
+/* What a worker answered of one picture. */
+struct mp_part {
+    json_t *answer; /* {"results", ...}, see worker.h; NULL: nothing yet */
+    struct mp_blob data;
 };
 
 #define MP_TEXT_MAX 131072 /* bytes of a message's JSON */

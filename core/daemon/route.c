@@ -28,6 +28,9 @@ static const struct {
     {"/config", MP_ROUTE_MODEL_CONFIG},
     {"/stats", MP_ROUTE_MODEL_STATS},
     {"/infer", MP_ROUTE_INFER},
+    {"/trace/setting", MP_ROUTE_NOT_HERE},
+    {"/generate", MP_ROUTE_NOT_HERE},
+    {"/generate_stream", MP_ROUTE_NOT_HERE},
 };
 static const char *const elsewhere[] = {"/v2/logging", "/v2/trace/",
                                         "/v2/systemsharedmemory",

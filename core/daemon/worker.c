@@ -212,11 +212,8 @@ static void add_task(struct worker *w, struct mp_message *m)
         mp_worker_send(w, &reply);
         return;
     }
-    *t = (struct task){.id = m->id,
-                       .text = m->text,
-                       .blob = m->blob,
-                       .arrived = mp_now(),
-                       .p = {.stage = "read"}};
+    *t = (struct task){
+        .id = m->id, .text = m->text, .blob = m->blob, .p = {.stage = "read"}};
     m->text = NULL;
     m->blob = MP_NO_BLOB;
     t->host = find_host(w, host);
@@ -375,11 +372,32 @@ static void use_options(const struct task *t)
                     t->variant ? t->variant : "");
 }
 
+/* It had a view in a run of n. */
+static int note_seen(struct task *t, size_t n, double seconds,
+                     struct mp_error *err)
+{
+    struct seen *s = t->seen;
+    size_t i = 0;
+
+    while (i < t->nseen && s[i].views != n)
+        i++;
+    if (i == t->nseen) {
+        s = realloc(s, (i + 1) * sizeof *s);
+        if (!s)
+            return no_memory(err);
+        t->seen = s;
+        s[t->nseen++] = (struct seen){.views = n};
+    }
+    s[i].runs += 1 / (double)n;
+    s[i].seconds += seconds / (double)n;
+    return 0;
+}
+
 static int see(struct worker *w, const struct look *look, size_t n,
                struct mp_error *err)
 {
     struct mp_look *at = malloc(n * sizeof *at);
-    double began = mp_now();
+    double began = mp_now(), took;
     int rc;
 
     if (!at)
@@ -389,9 +407,10 @@ static int see(struct worker *w, const struct look *look, size_t n,
     use_options(look->task);
     rc = mp_picture_job_see(at, n, look->task->host->pipeline, err);
     free(at);
-    note_run(w, n, mp_now() - began);
+    took = mp_now() - began;
+    note_run(w, n, took);
     for (size_t i = 0; i < n && !rc; i++)
-        look[i].task->runs += 1.0 / (double)n;
+        rc = note_seen(look[i].task, n, took, err);
     return rc;
 }
 

@@ -29,6 +29,12 @@ struct hosted {
 
 enum state { RECEIVED, BUSY, OPEN, SEEN, GONE };
 
+/* Its share of runs of so many views. */
+struct seen {
+    size_t views;
+    double runs, seconds;
+};
+
 struct task {
     struct task *next;
     uint64_t id;
@@ -43,7 +49,9 @@ struct task {
     struct mp_picture_job p;
     struct mp_input input;
     struct mp_keep keep;
-    double arrived, opened, read, merge, write, runs;
+    double opened, read, merge, write;
+    struct seen *seen; /* runs that had views of it */
+    size_t nseen;
     size_t nlook; /* views that wait for the network */
 };
 

@@ -39,7 +39,6 @@ static json_t *describe_output(const struct mp_kept *k)
     json_t *shape = json_array();
     int is_png = !strcmp(k->suffix, "png");
 
-    json_array_append_new(shape, json_integer(1));
     for (int i = 0; i < k->ndim; i++)
         json_array_append_new(shape,
                               json_integer(is_png && i == 2 ? k->dim[i] : -1));
@@ -178,9 +177,21 @@ static json_t *describe(const struct hosted *h)
 
 /* ---- loading ---- */
 
+/* What the section sets is given as by -o, which is not where it stands. */
+static void name_place(struct mp_error *err, const char *name)
+{
+    char text[sizeof err->text];
+
+    if (strncmp(err->text, "-o ", 3))
+        return;
+    snprintf(text, sizeof text, "%s", err->text + 3);
+    mp_fail(err, err->code, "[pipeline %s] %s", name, text);
+}
+
 static int open_settings(struct hosted *h, const json_t *text,
                          struct mp_error *err)
 {
+    const char *file = json_string_value(json_object_get(text, "config"));
     const json_t *assign = json_object_get(text, "assign");
     size_t n = json_array_size(assign);
     const char **list = calloc(n + 1, sizeof *list);
@@ -190,11 +201,17 @@ static int open_settings(struct hosted *h, const json_t *text,
         return no_memory(err);
     for (size_t i = 0; i < n; i++)
         list[i] = json_string_value(json_array_get(assign, i));
-    rc = mp_settings_open(&h->settings,
-                          json_string_value(json_object_get(text, "config")),
-                          list, n, err);
+    if (file)
+        rc = mp_settings_open(&h->settings, file, list, n, err);
+    else
+        rc = mp_settings_inline(
+            &h->settings, json_string_value(json_object_get(text, "folder")),
+            list, n, err);
     free(list);
-    return rc ? rc : mp_settings_files(h->settings, err);
+    if (!rc)
+        return mp_settings_files(h->settings, err);
+    name_place(err, json_string_value(json_object_get(text, "name")));
+    return rc;
 }
 
 static int open_host(struct hosted *h, struct mp_devices *devices,

@@ -19,17 +19,22 @@ const struct mp_settings *mp_task_settings(const struct task *t)
     return t->varied ? t->varied : t->host->settings;
 }
 
-/* The formats asked for; or, for who accepts any picture, one to look at. NULL:
- * those of the configuration. */
+/* The formats asked for; or, for who accepts any picture, one to look at, and
+ * for who accepts JSON, what is joined in a run. NULL: those of the
+ * configuration. */
 static const char *formats_of(const struct task *t)
 {
     static const char *const shown[] = {"overlay", "color"};
     const char *accept = json_string_value(json_object_get(t->text, "accept"));
-    const char *list = t->host->settings->plugin->formats, *word;
+    const struct mp_plugin *head = t->host->settings->plugin;
+    const char *word;
     int unused;
 
+    if (accept && !strcmp(accept, "json") && head->joined)
+        return head->joined;
     for (size_t i = 0; accept && !strcmp(accept, "png") && i < 2; i++)
-        for (size_t at = 0, n; (n = mp_format_next(list, &at, &word, &unused));)
+        for (size_t at = 0, n;
+             (n = mp_format_next(head->formats, &at, &word, &unused));)
             if (n == strlen(shown[i]) && !memcmp(word, shown[i], n))
                 return shown[i];
     return json_string_value(json_object_get(t->text, "formats"));
@@ -66,6 +71,17 @@ static int vary(struct task *t)
                               formats, &t->p.err);
     free(key);
     return rc;
+}
+
+/* A number or a text that stands for the picture in results. */
+static int take_id(struct task *t)
+{
+    const json_t *id = json_object_get(t->text, "image_id");
+
+    if (!id)
+        return 0;
+    t->p.id = json_dumps(id, JSON_ENCODE_ANY);
+    return t->p.id ? 0 : no_memory(&t->p.err);
 }
 
 static int take_boxes(struct task *t)
@@ -134,6 +150,8 @@ int mp_task_open(struct task *t)
     t->p.keep = &t->keep;
     rc = vary(t);
     if (!rc)
+        rc = take_id(t);
+    if (!rc)
         rc = take_boxes(t);
     if (!rc)
         rc = take_picture(t);
@@ -153,6 +171,17 @@ static json_t *describe_kept(const struct mp_kept *k, size_t offset)
                      "suffix", k->suffix, "dtype", mp_dtype_name(k->dtype),
                      "dim", dim, "offset", (json_int_t)offset, "bytes",
                      (json_int_t)k->n);
+}
+
+static json_t *describe_runs(const struct task *t)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < t->nseen; i++)
+        json_array_append_new(
+            list, json_pack("[I, f, f]", (json_int_t)t->seen[i].views,
+                            t->seen[i].runs, t->seen[i].seconds));
+    return list;
 }
 
 /* All results behind one another in a blob. */
@@ -175,13 +204,10 @@ static int pack_results(struct mp_message *m, const struct task *t,
         memcpy(m->blob.at + n, t->keep.at[i].bytes, t->keep.at[i].n);
         json_array_append_new(list, describe_kept(&t->keep.at[i], n));
     }
-    m->text = json_pack("{s:o, s:{s:f, s:f, s:f, s:f, s:f}, s:f}", "results",
-                        list, "seconds", "read", t->read, "wait",
-                        t->opened ? mp_now() - t->arrived - t->read -
-                                        t->p.network - t->merge - t->write
-                                  : 0,
-                        "network", t->p.network, "merge", t->merge, "write",
-                        t->write, "runs", t->runs);
+    m->text =
+        json_pack("{s:o, s:{s:f, s:f, s:f, s:f}, s:o}", "results", list,
+                  "seconds", "read", t->read, "network", t->p.network, "merge",
+                  t->merge, "write", t->write, "runs", describe_runs(t));
     if (m->text && mp_json_losses() == before)
         return 0;
     json_decref(m->text);
@@ -211,5 +237,6 @@ void mp_task_free(struct task *t)
     mp_settings_free(t->varied);
     json_decref(t->text);
     free(t->variant);
+    free(t->seen);
     free(t);
 }
