@@ -34,6 +34,7 @@ shell_tests = \
 	%reldir%/mpiped.sh \
 	%reldir%/options.sh \
 	%reldir%/seg.sh \
+	%reldir%/triton.sh \
 	%reldir%/units.sh
 
 # What tests of heads share.
@@ -158,6 +159,7 @@ EXTRA_DIST += $(shell_tests) \
 	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
 	%reldir%/pose_reference.py \
+	%reldir%/triton.py \
 	%reldir%/data \
 	%reldir%/golden
 
