@@ -36,6 +36,7 @@ shell_tests = \
 	%reldir%/mpiped.sh \
 	%reldir%/options.sh \
 	%reldir%/seg.sh \
+	%reldir%/triton.sh \
 	%reldir%/units.sh
 
 # What tests of heads share.
@@ -175,6 +176,7 @@ EXTRA_DIST += $(shell_tests) \
 	%reldir%/installcheck.sh \
 	%reldir%/pose_reference.py \
 	%reldir%/soak.sh \
+	%reldir%/triton.py \
 	%reldir%/data \
 	%reldir%/golden
 

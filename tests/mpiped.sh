@@ -26,7 +26,9 @@ trap 'exit 1' HUP INT TERM
 mkdir "$dir/models"
 "$make_weights" "$keys/tiny_seg.json" "$dir/models/demo-seg.safetensors" &&
     "$make_weights" "$keys/tiny_depth.json" \
-        "$dir/models/demo-depth.safetensors" || exit 99
+        "$dir/models/demo-depth.safetensors" &&
+    "$make_weights" "$keys/tiny_pose.json" \
+        "$dir/models/demo-pose.safetensors" || exit 99
 MPIPE_MODEL_PATH=$dir/models
 export MPIPE_MODEL_PATH
 cd "$dir" || exit 99
@@ -112,6 +114,11 @@ compute.backend = cpu
 file = $conf/depth.ini
 compute.backend = cpu
 output.formats = png16 color npy
+
+[pipeline pose]
+file = $conf/pose.ini
+load = on-demand
+compute.backend = cpu
 END
 url=http://localhost/v2/models
 start
@@ -180,17 +187,45 @@ both() {
     "$mpipe" -v -c "$conf/seg.ini" -o compute.backend=cpu \
         -o output.formats='labels overlay probs' -o daemon.socket="$dir/s" "$@"
 }
-both --daemon never many here 2> err
-[ $? = 1 ] || fail "status of mpipe"
-both --daemon require many there 2> err.client
-[ $? = 1 ] || fail "status of the client: $(cat err.client)"
-grep -q '^mpipe: daemon: ' err.client || fail "no daemon: $(cat err.client)"
-for run in here there; do
-    sed -e '/"seconds"/,/}/d' -e '/"socket"/d' $run/run.json > $run.json
-    rm $run/run.json
-done
-diff -r here there > diff || fail "the client's results differ: $(cat diff)"
-cmp here.json there.json || fail "run.json differs: $(diff here.json there.json)"
+# same COMMAND: it leaves the same with and without the daemon, and fails for
+# some pictures
+same() {
+    "$1" --daemon never many here 2> err
+    [ $? = 1 ] || fail "status of mpipe: $(cat err)"
+    "$1" --daemon require many there 2> err.client
+    [ $? = 1 ] || fail "status of the client: $(cat err.client)"
+    grep -q '^mpipe: daemon: ' err.client || fail "no daemon: $(cat err.client)"
+    for run in here there; do
+        sed -e '/"seconds"/,/}/d' -e '/"socket"/d' $run/run.json > $run.json
+        rm $run/run.json
+    done
+    diff -r here there > diff || fail "the client's results differ: $(cat diff)"
+    cmp here.json there.json ||
+        fail "run.json differs: $(diff here.json there.json)"
+}
+same both
+# persons of a file, one of them in no picture; and a pipeline that is loaded
+# for who asks
+cat > boxes.json << END
+[{"image_id": 1, "category_id": 1, "bbox": [1.1, 2, 20.3, 30], "score": 0.9},
+ {"image_id": 1, "category_id": 1, "bbox": [-3, 0, 9, 9.7], "score": 0.3},
+ {"image_id": 7, "category_id": 1, "bbox": [0.7, 0.1, 11, 9], "score": 1}]
+END
+persons() {
+    "$mpipe" -v -c "$conf/pose.ini" -o compute.backend=cpu \
+        -o pipeline.boxes="$dir/boxes.json" -o pose.input=64x48 -o pose.flip=yes \
+        -o pose.most_alike=1 -o output.formats='json keypoints' \
+        -o daemon.socket="$dir/s" "$@"
+}
+mv here here.seg
+mv there there.seg
+same persons
+grep -q '"image_id": *7' there/keypoints.json ||
+    fail "nobody in picture 7: $(cat there/keypoints.json)"
+grep -q 'bad.png.*read' there/errors.jsonl || fail "bad.png: $(cat there/errors.jsonl)"
+grep -q 'turned.jpg.*views' there/errors.jsonl ||
+    fail "turned.jpg: $(cat there/errors.jsonl)"
+status 200 -X POST http://localhost/v2/repository/models/pose/unload
 both --daemon auto -o model.strict=no in auto 2> err ||
     fail "auto with another pipeline: $(cat err)"
 grep -q 'not used: .*strict' err || fail "does not say why: $(cat err)"

@@ -162,26 +162,30 @@ static int take_inline(struct mp_pipeline_entry *e, struct mp_conf *c,
     return 0;
 }
 
-/* Does the section itself say what it is? */
-static int has_head(const struct mp_pipeline_entry *e)
+/* Which head it has, as far as that can be told without heads: what is wrong
+ * with the file is a worker's to find. */
+static int find_head(struct mp_pipeline_entry *e, struct mp_error *err)
 {
-    static const char head[] = "pipeline.head=";
+    struct mp_conf *c = mp_conf_new();
+    struct mp_error unused;
+    const char *head;
 
+    if (!c)
+        return no_memory(err);
+    if (e->config)
+        mp_conf_file(c, e->config, &unused);
     for (char **a = e->assign; *a; a++)
-        if (!strncmp(*a, head, strlen(head)))
-            return 1;
-    return 0;
+        mp_conf_set(c, *a, &unused);
+    head = mp_conf_get(c, "pipeline", "head");
+    e->head = head ? strdup(head) : NULL;
+    mp_conf_free(c);
+    return head && !e->head ? no_memory(err) : 0;
 }
 
 static int check_file(struct mp_pipeline_entry *e, struct mp_error *err)
 {
     if (!e->file || !*e->file)
-        return has_head(e)
-                   ? 0
-                   : mp_fail(err, MP_EINVAL,
-                             "file is not set, which names the pipeline's "
-                             "configuration; without it, pipeline.head is "
-                             "needed here");
+        return 0;
     if ((*e->file == '/'
              ? asprintf(&e->config, "%s", e->file)
              : asprintf(&e->config, "%s/%s", e->folder, e->file)) < 0) {
@@ -197,12 +201,21 @@ static int check_file(struct mp_pipeline_entry *e, struct mp_error *err)
 static int check_entry(struct mp_pipeline_entry *e, const char *folder,
                        struct mp_error *err)
 {
+    int rc;
+
     e->folder = folder;
     if (!mp_is_name(e->worker, strlen(e->worker)))
         return mp_fail(err, MP_EINVAL,
                        "worker = %s: up to %d letters, digits and . _ -",
                        e->worker, NAME_MOST);
-    return check_file(e, err);
+    rc = check_file(e, err);
+    if (!rc)
+        rc = find_head(e, err);
+    if (!rc && !e->config && !e->head)
+        rc = mp_fail(err, MP_EINVAL,
+                     "file is not set, which names the pipeline's "
+                     "configuration; without it, pipeline.head is needed here");
+    return rc;
 }
 
 static int add_pipeline(struct mp_daemon_conf *c, const char *section,
@@ -329,6 +342,7 @@ void mp_daemon_conf_free(struct mp_daemon_conf *c)
         free(c->pipeline[i].value);
         free(c->pipeline[i].name);
         free(c->pipeline[i].config);
+        free(c->pipeline[i].head);
     }
     free(c->pipeline);
     mp_conf_free(c->conf);

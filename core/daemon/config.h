@@ -18,6 +18,7 @@ struct mp_pipeline_entry {
     char *config;       /* path of its file; NULL: it has none */
     char *file;         /* as it was written; NULL */
     const char *folder; /* of the daemon's configuration */
+    char *head;         /* that it has; NULL: not known */
     int32_t load;       /* enum mp_load */
     char *worker;
     double batch_window;    /* milliseconds */

@@ -79,7 +79,7 @@ int mp_front_is_ready(struct mp_front *f, const char *name);
 int mp_front_has(struct mp_front *f, const char *name);
 /* What a worker said of a pipeline, see worker.c; NULL: not loaded. */
 json_t *mp_front_describe(struct mp_front *f, const char *name);
-/* [{"name", "version", "state", "reason"}, ...] */
+/* [{"name", "version", "state", "reason", "load", "head"}, ...] */
 json_t *mp_front_index(struct mp_front *f, int ready_only);
 /* {"model_stats": [...]}; name NULL: of all. */
 json_t *mp_front_stats(struct mp_front *f, const char *name);

@@ -309,7 +309,6 @@ void mp_front_end_worker(struct worker *w)
 
 /* ---- one that lives ---- */
 
-/* KiB that the process holds; 0: unknown. */
 /* A worker that hangs, in a request or in loading. */
 static void check_hangs(struct mp_front *f, struct worker *w, double now,
                         double *next)

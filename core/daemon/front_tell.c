@@ -76,9 +76,12 @@ json_t *mp_front_index(struct mp_front *f, int ready_only)
     for (const struct pipeline *p = f->pipelines; p; p = p->next)
         if (!p->is_gone && (!ready_only || p->state == READY))
             json_array_append_new(
-                list, json_pack("{s:s, s:s, s:s, s:s}", "name", p->entry->name,
-                                "version", "1", "state", state_name(p),
-                                "reason", reason_of(p)));
+                list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*}", "name",
+                                p->entry->name, "version", "1", "state",
+                                state_name(p), "reason", reason_of(p), "load",
+                                p->entry->load == MP_ON_DEMAND ? "on-demand"
+                                                               : "at-start",
+                                "head", p->entry->head));
     pthread_mutex_unlock(&f->lock);
     return list;
 }
