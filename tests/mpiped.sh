@@ -147,6 +147,11 @@ done
 [ "$(ls [0-9]*.check | wc -l)" = 10 ] || fail "not 10 examples"
 rm -rf seg depth faint
 
+# its metrics, all of them
+get http://localhost/metrics | awk '/^# TYPE/ { print $3 }' | sort > told
+grep -o 'mpipe_[a-z_]*' "$page" | grep -v '^mpipe_http$' | sort -u > described
+cmp -s told described || fail "metrics: $(diff told described)"
+
 # ---- the same bytes ----
 
 mkdir in
