@@ -119,6 +119,7 @@ output.formats = png16 color npy
 file = $conf/pose.ini
 load = on-demand
 compute.backend = cpu
+compute.batch = 8
 END
 url=http://localhost/v2/models
 start
@@ -219,7 +220,7 @@ END
 persons() {
     "$mpipe" -v -c "$conf/pose.ini" -o compute.backend=cpu \
         -o pipeline.boxes="$dir/boxes.json" -o pose.input=64x48 -o pose.flip=yes \
-        -o pose.most_alike=1 -o output.formats='json keypoints' \
+        -o pose.most_alike=1 -o compute.batch=8 -o output.formats='json keypoints' \
         -o daemon.socket="$dir/s" "$@"
 }
 mv here here.seg
@@ -230,6 +231,22 @@ grep -q '"image_id": *7' there/keypoints.json ||
 grep -q 'bad.png.*read' there/errors.jsonl || fail "bad.png: $(cat there/errors.jsonl)"
 grep -q 'turned.jpg.*views' there/errors.jsonl ||
     fail "turned.jpg: $(cat there/errors.jsonl)"
+# as many pictures at once as there are places: twice its batch and 3
+mkdir crowd
+for n in $(seq 24); do
+    cp "$data/rgb8_all_filters.png" crowd/$n.png
+done
+under_way() {
+    get http://localhost/metrics | awk -v want="$1" \
+        '/^mpipe_(in_flight|queue_length){model="pose"/ { n += $2 }
+        END { exit n != want }'
+}
+kill -STOP $(worker)
+persons --daemon require crowd crowd.out 2> err.client &
+client=$!
+wait_for 60 under_way 19 || fail "not 19 pictures under way"
+kill -CONT $(worker)
+wait $client || fail "status $? of the client: $(cat err.client)"
 status 200 -X POST http://localhost/v2/repository/models/pose/unload
 both --daemon auto -o model.strict=no in auto 2> err ||
     fail "auto with another pipeline: $(cat err)"
