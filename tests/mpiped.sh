@@ -187,6 +187,8 @@ for n in 1 2 3 4 5 6 7 8 9; do
     cp "$data/rgb8_all_filters.png" many/$n.png
 done
 cp "$data/exif_orientation_6.jpg" many/turned.jpg
+cp many/1.png "many/$(printf '%0220d' 8).png"
+cp many/1.png "many/$(printf '\351t\351').png" # no UTF-8
 echo nonsense > many/bad.png
 ln -s nowhere many/dangling.png
 both() {
