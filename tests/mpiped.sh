@@ -119,6 +119,7 @@ output.formats = png16 color npy
 file = $conf/pose.ini
 load = on-demand
 compute.backend = cpu
+compute.batch = 8
 END
 url=http://localhost/v2/models
 start
@@ -146,6 +147,11 @@ for check in [0-9]*.check; do
 done
 [ "$(ls [0-9]*.check | wc -l)" = 10 ] || fail "not 10 examples"
 rm -rf seg depth faint
+
+# its metrics, all of them
+get http://localhost/metrics | awk '/^# TYPE/ { print $3 }' | sort > told
+grep -o 'mpipe_[a-z_]*' "$page" | grep -v '^mpipe_http$' | sort -u > described
+cmp -s told described || fail "metrics: $(diff told described)"
 
 # ---- the same bytes ----
 
@@ -181,6 +187,8 @@ for n in 1 2 3 4 5 6 7 8 9; do
     cp "$data/rgb8_all_filters.png" many/$n.png
 done
 cp "$data/exif_orientation_6.jpg" many/turned.jpg
+cp many/1.png "many/$(printf '%0220d' 8).png"
+cp many/1.png "many/$(printf '\351t\351').png" # no UTF-8
 echo nonsense > many/bad.png
 ln -s nowhere many/dangling.png
 both() {
@@ -214,7 +222,7 @@ END
 persons() {
     "$mpipe" -v -c "$conf/pose.ini" -o compute.backend=cpu \
         -o pipeline.boxes="$dir/boxes.json" -o pose.input=64x48 -o pose.flip=yes \
-        -o pose.most_alike=1 -o output.formats='json keypoints' \
+        -o pose.most_alike=1 -o compute.batch=8 -o output.formats='json keypoints' \
         -o daemon.socket="$dir/s" "$@"
 }
 mv here here.seg
@@ -225,6 +233,22 @@ grep -q '"image_id": *7' there/keypoints.json ||
 grep -q 'bad.png.*read' there/errors.jsonl || fail "bad.png: $(cat there/errors.jsonl)"
 grep -q 'turned.jpg.*views' there/errors.jsonl ||
     fail "turned.jpg: $(cat there/errors.jsonl)"
+# as many pictures at once as there are places: twice its batch and 3
+mkdir crowd
+for n in $(seq 24); do
+    cp "$data/rgb8_all_filters.png" crowd/$n.png
+done
+under_way() {
+    get http://localhost/metrics | awk -v want="$1" \
+        '/^mpipe_(in_flight|queue_length){model="pose"/ { n += $2 }
+        END { exit n != want }'
+}
+kill -STOP $(worker)
+persons --daemon require crowd crowd.out 2> err.client &
+client=$!
+wait_for 60 under_way 19 || fail "not 19 pictures under way"
+kill -CONT $(worker)
+wait $client || fail "status $? of the client: $(cat err.client)"
 status 200 -X POST http://localhost/v2/repository/models/pose/unload
 both --daemon auto -o model.strict=no in auto 2> err ||
     fail "auto with another pipeline: $(cat err)"

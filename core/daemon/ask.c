@@ -11,6 +11,7 @@
 #define BOXES_MAX  1000                 /* of a picture */
 #define KEY_MAX    60                   /* bytes of an option's name */
 #define OPTION_MAX 200                  /* bytes of its value */
+#define NAME_MOST  765                  /* a file's, each byte as U+FFFD */
 #define TEXT_MAX   (MP_TEXT_MAX - 1000) /* the front adds a little */
 
 static int no_memory(struct mp_error *err)
@@ -63,10 +64,10 @@ static int set_text(struct mp_ask *a, const char *key, const char *value,
 
 static int set_name(struct mp_ask *a, const char *value, struct mp_error *err)
 {
-    if (!*value || strlen(value) > 200 || strchr(value, '/'))
+    if (!*value || strlen(value) > NAME_MOST || strchr(value, '/'))
         return mp_fail(err, MP_EINVAL,
-                       "name: 1 to 200 bytes without a slash, not \"%.80s\"",
-                       value);
+                       "name: 1 to %d bytes without a slash, not \"%.80s\"",
+                       NAME_MOST, value);
     return json_object_set_new(a->text, "name", json_string(value))
                ? no_memory(err)
                : 0;
