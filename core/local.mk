@@ -52,6 +52,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/session.c %reldir%/session.h \
 	%reldir%/settings.c %reldir%/settings.h \
 	%reldir%/sink.c %reldir%/sink.h \
+	%reldir%/text.c %reldir%/text.h \
 	%reldir%/warp.c \
 	%reldir%/weights.c %reldir%/weights.h %reldir%/weights_impl.h \
 	%reldir%/weights_diffusers.c \

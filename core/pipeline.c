@@ -293,8 +293,10 @@ static int run(struct mp_session *s, const void *const *in,
     }
     if (!rc)
         rc = mp_session_run(s, in, data, err);
-    for (size_t i = 0; rc && i < 16; i++)
+    for (size_t i = 0; rc && i < n && i < 16; i++) {
         free(data[i]);
+        out[i].data = NULL; /* the caller frees what is there */
+    }
     return rc;
 }
 

@@ -146,40 +146,51 @@ MP_REF(deconv2d)
     }
 }
 
+/* Sums of so many channels are kept at once: there is no way to tell of memory
+ * that ran out. */
+#define CHANNELS 64
+
+static double score(const float *q, const float *k, int64_t d, double scale)
+{
+    double sum = 0;
+
+    for (int64_t e = 0; e < d; e++)
+        sum += (double)q[e] * k[e];
+    return sum * scale;
+}
+
 MP_REF(attention)
 {
     const struct mp_value *qv = arg(s, v, 0), *kv = arg(s, v, 1);
     int64_t t = qv->dim[1], n = kv->dim[1], c = qv->dim[2];
     int64_t d = c / s->attr.heads;
-    double *p = malloc((size_t)n * sizeof *p);
 
-    for (int64_t i = 0; p && i < qv->dim[0] * t * s->attr.heads; i++) {
+    for (int64_t i = 0; i < qv->dim[0] * t * s->attr.heads; i++) {
         int64_t h = i % s->attr.heads, row = i / s->attr.heads;
         int64_t base = kv->dim[0] == 1 ? 0 : row / t * n;
         const float *q = (const float *)in[0] + row * c + h * d;
         const float *k = (const float *)in[1] + base * c + h * d;
         const float *val = (const float *)in[2] + base * c + h * d;
         float *y = (float *)out + row * c + h * d;
-        double most = -INFINITY, sum = 0;
+        double most = -INFINITY;
 
-        for (int64_t j = 0; j < n; j++) {
-            p[j] = 0;
-            for (int64_t e = 0; e < d; e++)
-                p[j] += (double)q[e] * k[j * c + e];
-            p[j] *= s->attr.scale;
-            most = p[j] > most ? p[j] : most;
-        }
         for (int64_t j = 0; j < n; j++)
-            sum += p[j] = exp(p[j] - most);
-        for (int64_t e = 0; e < d; e++) {
-            double acc = 0;
+            most = fmax(most, score(q, k + j * c, d, s->attr.scale));
+        for (int64_t at = 0; at < d; at += CHANNELS) {
+            int64_t m = d - at < CHANNELS ? d - at : CHANNELS;
+            double sum = 0, acc[CHANNELS] = {0};
 
-            for (int64_t j = 0; j < n; j++)
-                acc += p[j] * val[j * c + e];
-            y[e] = (float)(acc / sum);
+            for (int64_t j = 0; j < n; j++) {
+                double p = exp(score(q, k + j * c, d, s->attr.scale) - most);
+
+                sum += p;
+                for (int64_t e = 0; e < m; e++)
+                    acc[e] += p * val[j * c + at + e];
+            }
+            for (int64_t e = 0; e < m; e++)
+                y[at + e] = (float)(acc[e] / sum);
         }
     }
-    free(p);
 }
 
 /* Normalise `groups` groups of c / groups channels over hw positions. */

@@ -5,6 +5,7 @@
  * how they are drawn; and the head as a whole, without a network and with one.
  */
 #include <check.h>
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -820,7 +821,7 @@ static void perfect(float *map, const struct mp_view *v, size_t person)
     }
 }
 
-#define KINDS 3
+#define KINDS 4
 
 /* Boxes to views to maps to the points that there are; the best person first,
  * in all results. */
@@ -831,7 +832,7 @@ START_TEST(there_and_back)
     static uint8_t rgb[300 * 200 * 3];
     struct head h = head_new("pose", _i ? "flip=yes" : "");
     struct mp_image img = picture_of(rgb, PEOPLE);
-    struct mp_sink sink = {.wants = "json overlay heatmaps"};
+    struct mp_sink sink = {.wants = "json overlay keypoints heatmaps"};
     struct mp_tensor t[2 * PEOPLE];
     struct mp_view v[2 * PEOPLE];
     struct mp_error err = {0};
@@ -858,8 +859,15 @@ START_TEST(there_and_back)
         for (size_t k = 0; k < 2 * POINTS; k++)
             ck_assert_double_eq_tol(number(points, 3 * (k / 2) + k % 2),
                                     truth(who, (int)k / 2, (int)k % 2), 0.1);
+        for (size_t k = 0; k < 3 * POINTS; k++) { /* to an ulp */
+            double x =
+                (double)((const float *)sink.kept[2].px)[i * 3 * POINTS + k];
+
+            ck_assert_double_le(fabs(x - number(points, k)),
+                                (double)FLT_EPSILON * fabs(x));
+        }
         for (int k = 0; k < POINTS; k++) { /* the same person's maps */
-            const float *row = (const float *)sink.kept[2].px +
+            const float *row = (const float *)sink.kept[3].px +
                                (i * POINTS + (size_t)k) * H * W;
 
             for (int j = 0; j < H * W; j++)
@@ -870,9 +878,12 @@ START_TEST(there_and_back)
     }
     ck_assert(sink.kept[1].png.width == 300 && sink.kept[1].png.height == 200);
     ck_assert_uint_gt(painted(sink.kept[1].px, 300 * 200), 500);
-    ck_assert(sink.kept[2].npy.ndim == 4 && sink.kept[2].npy.dim[0] == PEOPLE &&
+    ck_assert(sink.kept[2].npy.ndim == 3 && sink.kept[2].npy.dim[0] == PEOPLE &&
               sink.kept[2].npy.dim[1] == POINTS &&
-              sink.kept[2].npy.dim[2] == H && sink.kept[2].npy.dim[3] == W);
+              sink.kept[2].npy.dim[2] == 3);
+    ck_assert(sink.kept[3].npy.ndim == 4 && sink.kept[3].npy.dim[0] == PEOPLE &&
+              sink.kept[3].npy.dim[1] == POINTS &&
+              sink.kept[3].npy.dim[2] == H && sink.kept[3].npy.dim[3] == W);
     json_decref(list);
     sink_free(&sink);
     head_free(&h);
@@ -884,7 +895,7 @@ START_TEST(nobody)
     static uint8_t rgb[300 * 200 * 3] = {1, 2, 3};
     struct head h = head_new("pose", "flip=yes box_score=0.95");
     struct mp_image img = picture_of(rgb, PEOPLE);
-    struct mp_sink sink = {.wants = "json overlay heatmaps"};
+    struct mp_sink sink = {.wants = "json overlay keypoints heatmaps"};
     struct mp_error err = {0};
 
     ck_assert(!h.p->decode(h.conf, &img, NULL, 0, &sink, &err));
@@ -892,6 +903,7 @@ START_TEST(nobody)
     ck_assert_str_eq(sink.kept[0].px, "[]\n");
     ck_assert(!memcmp(sink.kept[1].px, rgb, sizeof rgb));
     ck_assert_int_eq(sink.kept[2].npy.dim[0], 0);
+    ck_assert_int_eq(sink.kept[3].npy.dim[0], 0);
     sink_free(&sink);
     head_free(&h);
 }
@@ -932,7 +944,7 @@ static json_t *run_mpipe(const char *boxes, const char *pictures)
              "'%s/mpipe' -q -c '%s/conf/pose-coco.ini' -o compute.threads=1 "
              "-o model.checkpoint=%s -o pipeline.boxes='%s' "
              "-o pose.input=64x48 -o pose.flip=no -o pose.most_alike=1 "
-             "-o output.formats='json overlay heatmaps' %s %s/out",
+             "-o output.formats='json overlay keypoints heatmaps' %s %s/out",
              build ? build : ".", src ? src : ".", weights, boxes, pictures,
              folder);
     ck_assert_int_eq(system(command), 0);
@@ -984,6 +996,8 @@ START_TEST(program)
     ck_assert(json_is_array(got) && !json_array_size(got));
     json_decref(got);
     snprintf(path, sizeof path, "%s/out/desk.heatmaps.npy", folder);
+    ck_assert(!access(path, R_OK));
+    snprintf(path, sizeof path, "%s/out/skier.keypoints.npy", folder);
     ck_assert(!access(path, R_OK));
     snprintf(path, sizeof path, "%s/out/desk.overlay.png", folder);
     ck_assert(!access(path, R_OK));
