@@ -166,16 +166,17 @@ static int ask(struct mp_client *c, struct answer *a, const char *method,
                      method, path, size, size + n);
 
     for (int fresh = 0;; fresh = 1) {
-        int fd = fresh ? -1 : take_connection(c);
+        int fd = fresh ? -1 : take_connection(c), sent;
 
         *a = (struct answer){.head = -1};
         fresh |= fd < 0;
         if (fd < 0 && (fd = dial(c)) < 0)
             return mp_fail(err, MP_EIO, "%s: %s", c->at.sun_path,
                            strerror(errno));
-        if (!send_all(fd, head, (size_t)k) && !send_all(fd, json, size) &&
-            !send_all(fd, data, n) && !hear(fd, a)) {
-            if (a->last)
+        sent = !send_all(fd, head, (size_t)k) && !send_all(fd, json, size) &&
+               !send_all(fd, data, n);
+        if (!hear(fd, a)) { /* what is too large is refused before its end */
+            if (a->last || !sent)
                 close(fd);
             else
                 give_connection(c, fd);

@@ -343,6 +343,19 @@ wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
 
+# ---- a picture that the daemon does not take ----
+
+mkdir big
+cp in/rgb8.png big
+head -c 3000000 /dev/zero > big/zero.png
+start -o limits.body=1
+both --daemon require big big.out 2> err
+[ $? = 1 ] || fail "status of the client: $(cat err)"
+[ -f big.out/rgb8.labels.png ] || fail "no result beside a large picture"
+grep -q 'zero.png.*larger than 1 MiB' big.out/errors.jsonl ||
+    fail "zero.png: $(cat big.out/errors.jsonl)"
+stop
+
 # ---- memory ----
 
 # An idle pipeline on demand goes when there is too much, comes back for a
