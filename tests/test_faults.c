@@ -668,8 +668,8 @@ static TCase *add_case(Suite *s, const char *name, void (*setup)(void),
 
 int main(void)
 {
-    Suite *s = suite_create("faults");
-    SRunner *r = srunner_create(s);
+    Suite *s;
+    SRunner *r;
     TCase *c;
     int failed;
 
@@ -677,6 +677,8 @@ int main(void)
         puts("SKIP: with sanitizers nothing can be preloaded");
         return 77;
     }
+    s = suite_create("faults");
+    r = srunner_create(s);
     c = add_case(s, "runs", run_setup, inject_end);
     tcase_add_test(c, run_without_memory);
     tcase_add_test(c, run_with_little_memory);
