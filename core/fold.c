@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fold.c - one forward pass over the graph: every node is emitted again, and a
+ * fold.c - forward passes over the graph: every node is emitted again, and a
  * rule may emit something better in its place. What lost its users is not
  * live. A rule that takes a node into its user needs that user to be the only
  * one; uses are counted in the graph before.
@@ -145,6 +145,18 @@ static uint32_t reshape(struct mp_net *net, uint32_t x, int ndim,
     return derive(net, n);
 }
 
+static uint32_t slice(struct mp_net *net, uint32_t x, int axis, int64_t start,
+                      int64_t count)
+{
+    struct mp_node_def n = {.op = MP_OP_SLICE,
+                            .attr = {.axis = axis, .start = start},
+                            .nin = 1,
+                            .in = {x}};
+
+    n.dim[0] = count; /* as mp_slice says it to the shape rule */
+    return derive(net, n);
+}
+
 static int is_conv(const struct mp_node_def *n)
 {
     return n->op == MP_OP_CONV2D || n->op == MP_OP_DECONV2D;
@@ -279,10 +291,96 @@ static uint32_t rewrite(struct mp_net *net, const struct mp_node_def *n,
     }
 }
 
-static void count_uses(uint32_t *uses, const struct mp_graph *g)
+/* ---- convolutions of enlarged maps ---- */
+
+static int is_enlarged(const struct mp_net *net, uint32_t x)
+{
+    const struct mp_node_def *n = &net->node[x], *from = &net->node[n->in[0]];
+
+    return n->op == MP_OP_RESIZE && n->dim[1] % from->dim[1] == 0 &&
+           n->dim[2] % from->dim[2] == 0 &&
+           n->dim[1] * n->dim[2] > from->dim[1] * from->dim[2];
+}
+
+/* 3x3, of all positions, with what is known. */
+static int is_commutable(const struct mp_net *net, const struct mp_node_def *n)
+{
+    const struct mp_node_def *w = &net->node[n->in[1]];
+    const struct mp_conv *p = &n->attr.conv;
+
+    return n->op == MP_OP_CONV2D && net->constant[n->in[1]] &&
+           (!n->in[2] || net->constant[n->in[2]]) && w->ndim == 4 &&
+           w->dim[2] == 3 && w->dim[3] == 3 && p->stride == 1 && p->top == 1 &&
+           p->left == 1 && p->bottom == 1 && p->right == 1;
+}
+
+static uint32_t conv_of(struct mp_net *net, struct mp_node_def n)
+{
+    const struct mp_node_def *x = &net->node[n.in[0]];
+
+    if (is_enlarged(net, n.in[0])) {
+        n.attr.up_h = x->dim[1];
+        n.attr.up_w = x->dim[2];
+        n.attr.nearest = x->attr.nearest;
+        n.in[0] = x->in[0];
+    }
+    return emit(net, &n);
+}
+
+/* A convolution of maps that are joined: the sum of theirs. */
+static uint32_t conv_of_each(struct mp_net *net, const struct mp_node_def *n,
+                             const struct mp_node_def *joined)
+{
+    uint32_t sum = n->in[3];
+    int64_t at = 0;
+
+    for (int i = 0; i < joined->nin && !net->error.code; i++) {
+        struct mp_node_def part = *n;
+        const struct mp_node_def *x = &net->node[joined->in[i]];
+        int64_t c = x->dim[3];
+
+        part.nin = 4;
+        part.in[0] = joined->in[i];
+        part.in[1] = slice(net, n->in[1], 1, at, c);
+        part.in[2] = i ? 0 : n->in[2];
+        part.in[3] = sum;
+        part.attr.act = i + 1 < joined->nin ? MP_ACT_NONE : n->attr.act;
+        sum = conv_of(net, part);
+        at += c;
+    }
+    return net->error.code ? 0 : sum;
+}
+
+static uint32_t commute(struct mp_net *net, const struct mp_node_def *n,
+                        const int *alone)
+{
+    struct mp_node_def x = net->node[n->in[0]];
+
+    (void)alone;
+    if (!is_commutable(net, n))
+        return emit(net, n);
+    for (int i = 0; x.op == MP_OP_CONCAT && x.attr.axis == 3 && i < x.nin; i++)
+        if (is_enlarged(net, x.in[i]))
+            return conv_of_each(net, n, &x);
+    return conv_of(net, *n);
+}
+
+/* ---- passes ---- */
+
+/* A graph, or what a pass has made of it. */
+struct source {
+    const struct mp_node_def *node;
+    size_t nnode, noutput;
+    uint32_t *output;
+};
+
+typedef uint32_t rule(struct mp_net *net, const struct mp_node_def *n,
+                      const int *alone);
+
+static void count_uses(uint32_t *uses, const struct source *g)
 {
     for (size_t i = 0; i < g->noutput; i++)
-        uses[g->output[i].node]++;
+        uses[g->output[i]]++;
     for (size_t i = g->nnode - 1; i > 0; i--)
         for (int k = 0; uses[i] && k < g->node[i].nin; k++)
             uses[g->node[i].in[k]]++;
@@ -301,12 +399,11 @@ static void mark_live(struct mp_net *net)
             net->live[i] = 1;
 }
 
-int mp_net_make(struct mp_net *net, const struct mp_graph *g,
-                struct mp_error *err)
+/* Every node that is used, as the rule has it. Takes g's outputs. */
+static void pass(struct mp_net *net, struct source *g, rule *rule)
 {
     uint32_t *uses = calloc(g->nnode, sizeof *uses);
     uint32_t *now = calloc(g->nnode, sizeof *now);
-    int rc;
 
     memset(net, 0, sizeof *net);
     net->cap = 2 * g->nnode;
@@ -316,7 +413,7 @@ int mp_net_make(struct mp_net *net, const struct mp_graph *g,
     net->key = calloc(net->cap, sizeof *net->key);
     net->constant = calloc(net->cap, 1);
     net->slot = calloc(net->nslot, sizeof *net->slot);
-    net->output = calloc(g->noutput + 1, sizeof *net->output);
+    net->output = g->output;
     net->noutput = g->noutput;
     if (!uses || !now || !net->node || !net->key || !net->constant ||
         !net->slot || !net->output) {
@@ -335,17 +432,40 @@ int mp_net_make(struct mp_net *net, const struct mp_graph *g,
             n.in[k] = now[n.in[k]];
         }
         net->from = &g->node[i];
-        now[i] = rewrite(net, &n, alone);
+        now[i] = rule(net, &n, alone);
     }
-    for (size_t i = 0; i < g->noutput; i++)
-        net->output[i] = now[g->output[i].node];
+    for (size_t i = 0; i < net->noutput; i++)
+        net->output[i] = now[net->output[i]];
+done:
+    free(uses);
+    free(now);
+}
+
+int mp_net_make(struct mp_net *net, const struct mp_graph *g, int commutes,
+                struct mp_error *err)
+{
+    struct source from = {.node = g->node,
+                          .nnode = g->nnode,
+                          .noutput = g->noutput,
+                          .output = calloc(g->noutput + 1, sizeof(uint32_t))};
+    struct mp_net first;
+    int rc;
+
+    for (size_t i = 0; from.output && i < g->noutput; i++)
+        from.output[i] = g->output[i].node;
+    pass(net, &from, rewrite);
+    if (commutes && !net->error.code) {
+        first = *net;
+        first.output = NULL;
+        from.node = first.node;
+        from.nnode = first.nnode;
+        pass(net, &from, commute);
+        mp_net_free(&first);
+    }
     if (!net->error.code && !(net->live = calloc(net->nnode, 1)))
         mp_fail(&net->error, MP_ENOMEM, "out of memory");
     if (!net->error.code)
         mark_live(net);
-done:
-    free(uses);
-    free(now);
     rc = net->error.code;
     if (rc) {
         mp_fail(err, rc, "%s", net->error.text);

@@ -4,7 +4,9 @@
  *
  * Batch norms over known statistics go into the convolution before them,
  * per-channel constants into its bias, a sum into its residual, activations
- * into the convolution, norm or sum before them. What depends on no input is
+ * into the convolution, norm or sum before them. Where it is wanted, enlarging
+ * a map goes into the 3x3 convolution after it, that of maps joined first
+ * becoming a sum of convolutions. What depends on no input is
  * marked constant and named by a key, so that equal constants are computed and
  * packed once. Nothing is computed here.
  */
@@ -28,7 +30,8 @@ struct mp_net {
     const struct mp_node_def *from; /* while building: the graph's node */
 };
 
-int mp_net_make(struct mp_net *net, const struct mp_graph *g,
+/* commutes: see struct mp_backend. */
+int mp_net_make(struct mp_net *net, const struct mp_graph *g, int commutes,
                 struct mp_error *err);
 void mp_net_free(struct mp_net *net);
 

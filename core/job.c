@@ -17,7 +17,7 @@
 #include "progress.h"
 #include "sink.h"
 
-#define THREADS_MAX 8
+#define THREADS_MAX 8   /* beside a network that runs here */
 #define WAKE        0.1 /* seconds between looks at the stop flag */
 
 enum state {
@@ -56,7 +56,7 @@ struct run {
     struct mp_error fatal; /* code nonzero: ends the run */
     struct mp_counts counts;
     struct mp_seconds seconds;
-    pthread_t thread[THREADS_MAX];
+    pthread_t thread[MP_CLIENT_MOST]; /* no fewer than THREADS_MAX */
     int nthread;
 
     /* the main thread's */
@@ -587,8 +587,8 @@ static int start_threads(struct run *r, struct mp_error *err)
     sigset_t all, before;
 
     want = want < 2 ? 2 : want > THREADS_MAX ? THREADS_MAX : want;
-    if (r->job->client)
-        want = THREADS_MAX; /* they wait, most of the time */
+    if (r->job->client) /* they wait, most of the time */
+        want = mp_client_many(r->job->client);
     r->batch = mp_pipeline_batch(r->job->pipeline, 0, 0, 0);
     r->window = 2 * r->batch * mp_pipeline_devices(r->job->pipeline);
     r->nring = r->window + (size_t)want + 1;

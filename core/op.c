@@ -90,10 +90,12 @@ static int shape_conv2d(struct mp_node_def *n,
         if (r != 1 || s != 1 || p->stride != 1)
             return bad(n, in, err, "only a 1x1 kernel fits a sequence");
     } else {
-        n->dim[1] = (x->dim[1] + p->top + p->bottom - r) / p->stride + 1;
-        n->dim[2] = (x->dim[2] + p->left + p->right - s) / p->stride + 1;
-        if (x->dim[1] + p->top + p->bottom < r ||
-            x->dim[2] + p->left + p->right < s)
+        int64_t h = n->attr.up_h ? n->attr.up_h : x->dim[1];
+        int64_t v = n->attr.up_w ? n->attr.up_w : x->dim[2];
+
+        n->dim[1] = (h + p->top + p->bottom - r) / p->stride + 1;
+        n->dim[2] = (v + p->left + p->right - s) / p->stride + 1;
+        if (h + p->top + p->bottom < r || v + p->left + p->right < s)
             return bad(n, in, err, "the map is smaller than the kernel");
     }
     if (in[3] && !same_shape(n, in[3]))

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "boxes.h"
+#include "json.h"
 #include "picture_job.h"
 
 #define VIEWS_MAX (1 << 20)
@@ -57,11 +58,11 @@ static int identify(struct mp_picture_job *p, const struct mp_settings *s)
     int is_listed = s->boxes && !p->box, rc = find_boxes(p, s, &number);
     json_t *id;
 
-    if (rc)
-        return rc;
+    if (rc || p->id)
+        return rc; /* it is known */
     id = number < 0 && !is_listed ? mp_json_text(base_name(stem))
                                   : json_integer(number);
-    p->id = id ? json_dumps(id, JSON_ENCODE_ANY) : NULL;
+    p->id = id ? mp_json_dump(id, JSON_ENCODE_ANY) : NULL;
     json_decref(id);
     return p->id ? 0 : no_memory(&p->err);
 }

@@ -40,8 +40,8 @@ struct mp_picture_job {
 /* Read it, ask the head for views, scale. */
 int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
-/* The same of a picture that is there already: source is set and, if boxes
- * are, they stand for those of the settings. */
+/* The same of a picture that is there already: source is set, and box and id
+ * may be, in place of those of the settings and the name. */
 int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
 /* The pixels of a view; *owned: free them. */

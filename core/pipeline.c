@@ -151,7 +151,8 @@ static struct mp_graph *network_graph(struct mp_pipeline *p, int64_t n,
 {
     const struct mp_plugin *head = p->conf.head;
     struct mp_graph *g = mp_graph_new(p->weights);
-    struct mp_features f = {.view_h = (int32_t)h, .view_w = (int32_t)w};
+    struct mp_features f = {
+        .view_h = (int32_t)h, .view_w = (int32_t)w, .classes = p->conf.classes};
     mp_node x;
 
     if (!g)

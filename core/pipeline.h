@@ -37,6 +37,7 @@ struct mp_pipeline_conf { /* borrowed until close */
     int autotune; /* GPUs: measure which of a library's ways is the fastest */
     int batch;    /* views that are best seen at once; 0: the device decides */
     int strict;   /* nonzero: tensors that nothing uses are an error */
+    const struct mp_classes *classes; /* of the settings; NULL: none */
     /* To share with other pipelines, see device.h; NULL: with none. */
     struct mp_devices *devices;
 };

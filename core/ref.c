@@ -46,18 +46,49 @@ static void as_map(int64_t d[4], const struct mp_value *v)
         d[i] = v->dim[i];
 }
 
+/* Source positions and weight of bilinear interpolation, in f32 as the
+ * published code computes them. */
+static float source(int64_t *i0, int64_t *i1, int64_t d, int64_t n, int64_t m)
+{
+    float at = ((float)d + 0.5f) * ((float)n / (float)m) - 0.5f;
+
+    at = at > 0 ? at : 0;
+    *i0 = (int64_t)at < n - 1 ? (int64_t)at : n - 1;
+    *i1 = *i0 + 1 < n ? *i0 + 1 : *i0;
+    return at - (float)*i0;
+}
+
+/* A channel of a map of xd (p: at its first pixel) resized to h, w = size, at
+ * row, column = at. */
+static double sample(const float *p, const int64_t xd[4], const int64_t at[2],
+                     const int64_t size[2], int nearest)
+{
+    int64_t c = xd[3], w = xd[2], x0, x1, y0, y1;
+    double fx, fy;
+
+    if (nearest)
+        return p[(at[0] * xd[1] / size[0] * w + at[1] * w / size[1]) * c];
+    fy = source(&y0, &y1, at[0], xd[1], size[0]);
+    fx = source(&x0, &x1, at[1], w, size[1]);
+    return (1 - fy) *
+               ((1 - fx) * p[(y0 * w + x0) * c] + fx * p[(y0 * w + x1) * c]) +
+           fy * ((1 - fx) * p[(y1 * w + x0) * c] + fx * p[(y1 * w + x1) * c]);
+}
+
 MP_REF(conv2d)
 {
     const float *x = in[0], *w = in[1], *bias = in[2], *res = in[3];
     const struct mp_conv *p = &s->attr.conv;
     const struct mp_value *wv = arg(s, v, 1);
-    int64_t xd[4], yd[4];
+    int64_t xd[4], yd[4], size[2];
     int64_t r = wv->ndim == 4 ? wv->dim[2] : 1;
     int64_t q = wv->ndim == 4 ? wv->dim[3] : 1, c = wv->dim[1];
     float *y = out;
 
     as_map(xd, arg(s, v, 0));
     as_map(yd, &v[s->out]);
+    size[0] = s->attr.up_h ? s->attr.up_h : xd[1];
+    size[1] = s->attr.up_w ? s->attr.up_w : xd[2];
     for (int64_t i = 0; i < yd[0] * yd[1] * yd[2] * yd[3]; i++) {
         int64_t k = i % yd[3], ox = i / yd[3] % yd[2];
         int64_t oy = i / yd[3] / yd[2] % yd[1], n = i / yd[3] / yd[2] / yd[1];
@@ -66,15 +97,19 @@ MP_REF(conv2d)
         for (int64_t a = 0; a < r; a++) {
             int64_t iy = oy * p->stride + a - p->top;
 
-            for (int64_t b = 0; b < q && iy >= 0 && iy < xd[1]; b++) {
+            for (int64_t b = 0; b < q && iy >= 0 && iy < size[0]; b++) {
                 int64_t ix = ox * p->stride + b - p->left;
-                const float *px, *pw = w + (k * c * r + a) * q + b;
+                const float *px = x + n * xd[1] * xd[2] * c;
+                const float *pw = w + (k * c * r + a) * q + b;
 
-                if (ix < 0 || ix >= xd[2])
+                if (ix < 0 || ix >= size[1])
                     continue;
-                px = x + ((n * xd[1] + iy) * xd[2] + ix) * c;
                 for (int64_t j = 0; j < c; j++)
-                    sum += (double)px[j] * pw[j * r * q];
+                    sum +=
+                        pw[j * r * q] *
+                        (s->attr.up_h ? sample(px + j, xd, (int64_t[]){iy, ix},
+                                               size, s->attr.nearest)
+                                      : px[(iy * xd[2] + ix) * c + j]);
             }
         }
         y[i] = (float)activate(sum + (res ? res[i] : 0), s->attr.act);
@@ -111,40 +146,51 @@ MP_REF(deconv2d)
     }
 }
 
+/* Sums of so many channels are kept at once: there is no way to tell of memory
+ * that ran out. */
+#define CHANNELS 64
+
+static double score(const float *q, const float *k, int64_t d, double scale)
+{
+    double sum = 0;
+
+    for (int64_t e = 0; e < d; e++)
+        sum += (double)q[e] * k[e];
+    return sum * scale;
+}
+
 MP_REF(attention)
 {
     const struct mp_value *qv = arg(s, v, 0), *kv = arg(s, v, 1);
     int64_t t = qv->dim[1], n = kv->dim[1], c = qv->dim[2];
     int64_t d = c / s->attr.heads;
-    double *p = malloc((size_t)n * sizeof *p);
 
-    for (int64_t i = 0; p && i < qv->dim[0] * t * s->attr.heads; i++) {
+    for (int64_t i = 0; i < qv->dim[0] * t * s->attr.heads; i++) {
         int64_t h = i % s->attr.heads, row = i / s->attr.heads;
         int64_t base = kv->dim[0] == 1 ? 0 : row / t * n;
         const float *q = (const float *)in[0] + row * c + h * d;
         const float *k = (const float *)in[1] + base * c + h * d;
         const float *val = (const float *)in[2] + base * c + h * d;
         float *y = (float *)out + row * c + h * d;
-        double most = -INFINITY, sum = 0;
+        double most = -INFINITY;
 
-        for (int64_t j = 0; j < n; j++) {
-            p[j] = 0;
-            for (int64_t e = 0; e < d; e++)
-                p[j] += (double)q[e] * k[j * c + e];
-            p[j] *= s->attr.scale;
-            most = p[j] > most ? p[j] : most;
-        }
         for (int64_t j = 0; j < n; j++)
-            sum += p[j] = exp(p[j] - most);
-        for (int64_t e = 0; e < d; e++) {
-            double acc = 0;
+            most = fmax(most, score(q, k + j * c, d, s->attr.scale));
+        for (int64_t at = 0; at < d; at += CHANNELS) {
+            int64_t m = d - at < CHANNELS ? d - at : CHANNELS;
+            double sum = 0, acc[CHANNELS] = {0};
 
-            for (int64_t j = 0; j < n; j++)
-                acc += p[j] * val[j * c + e];
-            y[e] = (float)(acc / sum);
+            for (int64_t j = 0; j < n; j++) {
+                double p = exp(score(q, k + j * c, d, s->attr.scale) - most);
+
+                sum += p;
+                for (int64_t e = 0; e < m; e++)
+                    acc[e] += p * val[j * c + at + e];
+            }
+            for (int64_t e = 0; e < m; e++)
+                y[at + e] = (float)(acc[e] / sum);
         }
     }
-    free(p);
 }
 
 /* Normalise `groups` groups of c / groups channels over hw positions. */
@@ -297,18 +343,6 @@ MP_REF(copy)
     memcpy(out, in[0], v[s->out].count * mp_dtype_size(v[s->out].dtype));
 }
 
-/* Source positions and weight of bilinear interpolation, in f32 as the
- * published code computes them. */
-static float source(int64_t *i0, int64_t *i1, int64_t d, int64_t n, int64_t m)
-{
-    float at = ((float)d + 0.5f) * ((float)n / (float)m) - 0.5f;
-
-    at = at > 0 ? at : 0;
-    *i0 = (int64_t)at < n - 1 ? (int64_t)at : n - 1;
-    *i1 = *i0 + 1 < n ? *i0 + 1 : *i0;
-    return at - (float)*i0;
-}
-
 MP_REF(resize)
 {
     const int64_t *xd = arg(s, v, 0)->dim, *yd = v[s->out].dim;
@@ -317,21 +351,10 @@ MP_REF(resize)
     int64_t c = xd[3];
 
     for (int64_t i = 0; i < (int64_t)v[s->out].count; i++) {
-        int64_t ox = i / c % yd[2], oy = i / c / yd[2] % yd[1];
+        int64_t at[2] = {i / c / yd[2] % yd[1], i / c % yd[2]};
         const float *p = x + i / c / yd[2] / yd[1] * xd[1] * xd[2] * c + i % c;
-        int64_t x0, x1, y0, y1;
-        double fx, fy;
 
-        if (s->attr.nearest) {
-            y[i] = p[(oy * xd[1] / yd[1] * xd[2] + ox * xd[2] / yd[2]) * c];
-            continue;
-        }
-        fy = source(&y0, &y1, oy, xd[1], yd[1]);
-        fx = source(&x0, &x1, ox, xd[2], yd[2]);
-        y[i] = (float)((1 - fy) * ((1 - fx) * p[(y0 * xd[2] + x0) * c] +
-                                   fx * p[(y0 * xd[2] + x1) * c]) +
-                       fy * ((1 - fx) * p[(y1 * xd[2] + x0) * c] +
-                             fx * p[(y1 * xd[2] + x1) * c]));
+        y[i] = (float)sample(p, xd, at, yd + 1, s->attr.nearest);
     }
 }
 
@@ -649,6 +672,7 @@ const struct mp_backend mp_backend_ref = {
     .name = "ref",
     .summary = "plain C references, for tests",
     .host = 1,
+    .commutes = 1,
     .probe = ref_probe,
     .info = ref_info,
     .open = ref_open,

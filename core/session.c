@@ -664,7 +664,9 @@ static int prepare(struct builder *b, struct mp_net *net,
                           .err = err};
     memset(net, 0, sizeof *net);
     if (!rc)
-        rc = mp_net_make(net, g, err);
+        /* in 16 bits it has not been measured yet */
+        rc = mp_net_make(net, g, a->backend->commutes && precision == MP_F32,
+                         err);
     if (!rc)
         rc = check_outputs(net, g, err);
     if (rc)
@@ -961,6 +963,10 @@ void mp_session_dump(const struct mp_session *s, FILE *out)
                 fputs(" +residual", out);
             dump_value(s, p->in[i], out);
         }
+        if (p->attr.up_h)
+            fprintf(out, " of %s %dx%d",
+                    p->attr.nearest ? "nearest" : "bilinear", (int)p->attr.up_h,
+                    (int)p->attr.up_w);
         fprintf(out, "%s ->", act[p->attr.act]);
         dump_value(s, p->out, out);
         fprintf(out, "  %s\n", s->arena->backend->kernel(s->plan, k));

@@ -123,8 +123,14 @@ START_TEST(segmentation)
     /* pixels to -1..1: two products, two sums; pyramid: three laterals */
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_MUL), 2);
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_ADD), 2 + 3);
-    /* each map times the prompts is one more 1x1 convolution */
-    ck_assert_uint_eq(mp_session_count(n.s, MP_OP_CONV2D), expected(&n, 3, 4));
+    /* each map times the prompts is one more 1x1 convolution; the two of maps
+     * that are joined are sums, of four and of five */
+    ck_assert_uint_eq(mp_session_count(n.s, MP_OP_CONV2D),
+                      expected(&n, 3, 4) + 3 + 4);
+    ck_assert_uint_eq(mp_session_count(n.s, MP_OP_CONCAT), 12 * 3); /* skips */
+    /* those before 3x3 convolutions are gone; the pyramid's three sums stay,
+     * and its pools of 3 and 6, which 2 x 2 does not enlarge */
+    ck_assert_uint_eq(mp_session_count(n.s, MP_OP_RESIZE), 3 + 2);
     /* 16 transformers, self and cross, 3 steps; and the VAE's */
     ck_assert_uint_eq(mp_session_count(n.s, MP_OP_ATTENTION), 16 * 2 * 3 + 1);
     close_net(&n);

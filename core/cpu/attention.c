@@ -73,6 +73,30 @@ struct engine {
         call;                                                                  \
     } break
 
+/* Where a tile's factors lie: b[row * row_step + i * i_step]. */
+struct factor {
+    const void *b;
+    int64_t row_step, i_step; /* bytes */
+    int64_t n;                /* values of i */
+    const float *x;
+};
+
+/* Tiles of all n rows, the first of them row i; base: where b begins. */
+#define TILE_ROWS 6
+#define TILES(n, call)                                                         \
+    for (int64_t i = 0; i < (n); i += TILE_ROWS) {                             \
+        f.b = base + i * f.row_step;                                           \
+        fetch(&b->ahead, i + TILE_ROWS, n);                                    \
+        switch (k_min(TILE_ROWS, (n)-i)) {                                     \
+            TILE_CASE(1, call);                                                \
+            TILE_CASE(2, call);                                                \
+            TILE_CASE(3, call);                                                \
+            TILE_CASE(4, call);                                                \
+            TILE_CASE(5, call);                                                \
+            TILE_CASE(6, call);                                                \
+        }                                                                      \
+    }
+
 /* Arrays of vectors live in registers only when all indices are constants. */
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -82,17 +106,8 @@ struct engine {
 #include <immintrin.h>
 
 /* 6 x 4 sums, 4 vectors of x and one of b take 29 of 32 registers. */
-#define WIDE      4 /* vectors of 16 queries */
-#define WIDE_ROWS 6
-#define WIDE_ROW  (16 * WIDE)
-
-/* Where a tile's factors lie: b[row * row_step + i * i_step]. */
-struct factor {
-    const void *b;
-    int64_t row_step, i_step; /* bytes */
-    int64_t n;                /* values of i */
-    const float *x;
-};
+#define WIDE     4 /* vectors of 16 queries */
+#define WIDE_ROW (16 * WIDE)
 
 K_TARGET_AVX512 K_INLINE __m512 broadcast(const void *p)
 {
@@ -218,20 +233,6 @@ K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o,
         TILE(acc, rows, &f);                                                   \
         mix_end(acc, rows, b->o + i * WIDE_ROW, b->shrink);                    \
     } while (0)
-
-#define TILES(n, call)                                                         \
-    for (int64_t i = 0; i < (n); i += WIDE_ROWS) {                             \
-        f.b = base + i * f.row_step;                                           \
-        fetch(&b->ahead, i + WIDE_ROWS, n);                                    \
-        switch (k_min(WIDE_ROWS, (n)-i)) {                                     \
-            TILE_CASE(1, call);                                                \
-            TILE_CASE(2, call);                                                \
-            TILE_CASE(3, call);                                                \
-            TILE_CASE(4, call);                                                \
-            TILE_CASE(5, call);                                                \
-            TILE_CASE(6, call);                                                \
-        }                                                                      \
-    }
 
 /* Scores; shrink becomes the new maximum. */
 K_TARGET_AVX512 static void score_f32(struct block *b, const void *k,
@@ -450,82 +451,101 @@ static const struct engine engine_bf16 = {
 
 /* ---- any CPU: the compiler splits or fuses vectors of 8 ---- */
 
-typedef float vec8 __attribute__((vector_size(32)));
+typedef int32_t mask8 __attribute__((vector_size(32)));
 
-#define SLIM      2
-#define SLIM_ROWS 4
-#define SLIM_ROW  (8 * SLIM)
+/* 6 x 2 sums, 2 vectors of x and one of b take 15 of 16 registers. */
+#define SLIM     2 /* vectors of 8 queries */
+#define SLIM_ROW (8 * SLIM)
 
-K_INLINE void get8(vec8 *v, const float *p)
+K_INLINE void get8(k_vec8 *v, const float *p)
 {
     memcpy(v, p, sizeof *v);
 }
 
-K_INLINE void put8(float *p, const vec8 *v)
+K_INLINE void put8(float *p, const k_vec8 *v)
 {
     memcpy(p, v, sizeof *v);
 }
 
-/* b[r * row_step + i * i_step] in numbers. */
-K_INLINE void tile_plain(vec8 acc[][SLIM], int rows, const float *b,
-                         int64_t row_step, int64_t i_step, int64_t n,
-                         const float *x)
+/* Where mask is set, x in place of y. */
+K_INLINE void choose8(k_vec8 *y, const mask8 *mask, const k_vec8 *x)
 {
-    for (int64_t i = 0; i < n; i++) {
-        vec8 v[SLIM];
+    *y = (k_vec8)(((mask8)*x & *mask) | ((mask8)*y & ~*mask));
+}
+
+K_INLINE void tile_slim(k_vec8 acc[][SLIM], int rows, const struct factor *f)
+{
+    const char *b = f->b;
+    const float *x = f->x;
+
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int j = 0; j < SLIM; j++)
+            acc[r][j] = (k_vec8){0};
+    }
+    for (int64_t i = 0; i < f->n; i++) {
+        k_vec8 v[SLIM];
 
         UNROLL
         for (int j = 0; j < SLIM; j++)
             get8(&v[j], x + 8 * j);
         UNROLL
         for (int r = 0; r < rows; r++) {
+            float w;
+
+            memcpy(&w, b + r * f->row_step, sizeof w);
             UNROLL
             for (int j = 0; j < SLIM; j++)
-                acc[r][j] += b[r * row_step] * v[j];
+                acc[r][j] += w * v[j];
         }
-        b += i_step;
+        b += f->i_step;
         x += SLIM_ROW;
     }
 }
 
-K_INLINE void score_slim(struct block *b, const float *k, int64_t row, int rows,
-                         float *s, int64_t d, float scale)
+K_INLINE void score_slim(struct block *b, int rows, const struct factor *f,
+                         float *s, float scale)
 {
-    vec8 acc[SLIM_ROWS][SLIM] = {{{0}}};
+    k_vec8 acc[TILE_ROWS][SLIM];
 
-    tile_plain(acc, rows, k, row, 1, d, b->q);
-    for (int r = 0; r < rows; r++) {
+    tile_slim(acc, rows, f);
+    UNROLL
+    for (int j = 0; j < SLIM; j++) {
+        k_vec8 most;
+        mask8 more;
+
+        get8(&most, b->shrink + 8 * j);
         UNROLL
-        for (int j = 0; j < SLIM; j++) {
+        for (int r = 0; r < rows; r++) {
             acc[r][j] *= scale;
+            more = acc[r][j] > most;
+            choose8(&most, &more, &acc[r][j]);
             put8(s + r * SLIM_ROW + 8 * j, &acc[r][j]);
         }
-        for (int j = 0; j < SLIM_ROW; j++)
-            if (s[r * SLIM_ROW + j] > b->shrink[j])
-                b->shrink[j] = s[r * SLIM_ROW + j];
+        put8(b->shrink + 8 * j, &most);
     }
 }
 
-K_INLINE void mix_slim(struct block *b, const float *v, int64_t row, int rows,
-                       float *o, int64_t keys)
+K_INLINE void mix_slim(struct block *b, int rows, const struct factor *f,
+                       float *o)
 {
-    vec8 acc[SLIM_ROWS][SLIM];
+    k_vec8 acc[TILE_ROWS][SLIM];
 
-    for (int r = 0; r < rows; r++) {
+    tile_slim(acc, rows, f);
+    UNROLL
+    for (int j = 0; j < SLIM; j++) {
+        k_vec8 c, old;
+
+        get8(&c, b->shrink + 8 * j);
         UNROLL
-        for (int j = 0; j < SLIM; j++) {
-            vec8 c;
+        for (int r = 0; r < rows; r++) {
+            float *at = o + r * SLIM_ROW + 8 * j;
 
-            get8(&c, b->shrink + 8 * j);
-            get8(&acc[r][j], o + r * SLIM_ROW + 8 * j);
-            acc[r][j] *= c;
+            get8(&old, at);
+            acc[r][j] += c * old;
+            put8(at, &acc[r][j]);
         }
-    }
-    tile_plain(acc, rows, v, 1, row, keys, b->s);
-    for (int r = 0; r < rows; r++) {
-        UNROLL
-        for (int j = 0; j < SLIM; j++)
-            put8(o + r * SLIM_ROW + 8 * j, &acc[r][j]);
     }
 }
 
@@ -534,50 +554,78 @@ K_MULTI(score_plain,
          float scale),
         (b, k, row, keys, d, scale))
 {
-    int64_t i = 0, step = row / (int64_t)sizeof(float);
+    const char *base = k;
+    struct factor f = {base, row, 4, d, b->q};
 
     memcpy(b->shrink, b->most, SLIM_ROW * sizeof *b->most);
-    for (; i + SLIM_ROWS <= keys; i += SLIM_ROWS)
-        score_slim(b, (const float *)k + i * step, step, SLIM_ROWS,
-                   b->s + i * SLIM_ROW, d, scale);
-    for (; i < keys; i++)
-        score_slim(b, (const float *)k + i * step, step, 1, b->s + i * SLIM_ROW,
-                   d, scale);
+    TILES(keys, score_slim(b, rows, &f, b->s + i * SLIM_ROW, scale))
 }
 
 K_MULTI(mix_plain,
         (struct block * b, const void *v, int64_t row, int64_t keys, int64_t d),
         (b, v, row, keys, d))
 {
-    int64_t i = 0, step = row / (int64_t)sizeof(float);
+    const char *base = v;
+    struct factor f = {base, 4, row, keys, b->s};
 
-    for (; i + SLIM_ROWS <= d; i += SLIM_ROWS)
-        mix_slim(b, (const float *)v + i, step, SLIM_ROWS, b->o + i * SLIM_ROW,
-                 keys);
-    for (; i < d; i++)
-        mix_slim(b, (const float *)v + i, step, 1, b->o + i * SLIM_ROW, keys);
+    TILES(d, mix_slim(b, rows, &f, b->o + i * SLIM_ROW))
+}
+
+/* 2^x for x <= 0, at least 2^-126; relative error 1e-7. */
+K_INLINE void exp2_slim(k_vec8 *x)
+{
+    /* adding 1.5 * 2^23 rounds to an integer in the low bits of the sum */
+    const float round = 0x1.8p23f;
+    k_vec8 least = (k_vec8){0} - 126, n, f, p;
+    mask8 less = *x < least, power;
+
+    choose8(x, &less, &least); /* a NaN stays one */
+    n = *x + round;
+    power = (mask8)n << 23; /* of round's own bits none is left */
+    f = *x - (n - round);
+    p = f * 0.00132764713f + 0.00967554282f;
+    p = p * f + 0.0555071346f;
+    p = p * f + 0.240221202f;
+    p = p * f + 0.693146944f;
+    p = p * f + 1.00000012f;
+    *x = (k_vec8)((mask8)p + power);
 }
 
 K_MULTI(soften_plain, (struct block * b, int64_t keys), (b, keys))
 {
-    const float ln2 = 0x1.62e43p-1f;
+    k_vec8 most[SLIM], part[SLIM], shrink[SLIM];
 
-#pragma omp simd
-    for (int j = 0; j < SLIM_ROW; j++) {
-        float most = b->shrink[j];
-
-        b->shrink[j] = k_exp((b->most[j] - most) * ln2);
-        b->most[j] = most;
-        b->sum[j] *= b->shrink[j];
+    UNROLL
+    for (int j = 0; j < SLIM; j++) {
+        get8(&shrink[j], b->most + 8 * j);
+        get8(&most[j], b->shrink + 8 * j);
+        shrink[j] -= most[j];
+        exp2_slim(&shrink[j]);
+        part[j] = (k_vec8){0};
+        put8(b->most + 8 * j, &most[j]);
+        put8(b->shrink + 8 * j, &shrink[j]);
     }
     for (int64_t k = 0; k < keys; k++) {
         float *s = b->s + k * SLIM_ROW;
 
-#pragma omp simd
-        for (int j = 0; j < SLIM_ROW; j++) {
-            s[j] = k_exp((s[j] - b->most[j]) * ln2);
-            b->sum[j] += s[j];
+        UNROLL
+        for (int j = 0; j < SLIM; j++) {
+            k_vec8 p;
+
+            get8(&p, s + 8 * j);
+            p -= most[j];
+            exp2_slim(&p);
+            part[j] += p;
+            put8(s + 8 * j, &p);
         }
+    }
+    UNROLL
+    for (int j = 0; j < SLIM; j++) {
+        k_vec8 sum;
+
+        get8(&sum, b->sum + 8 * j);
+        sum = sum * shrink[j] + part[j];
+        put8(b->sum + 8 * j, &sum);
     }
 }
 

@@ -81,7 +81,7 @@ struct block {
     int64_t first, tiles; /* in the order of pictures, rows, columns */
     int64_t points, depth;
     float *u; /* points, depth / CHUNK, tiles, CHUNK; units */
-    float *m; /* points, tiles, WIDE */
+    float *m; /* wides_of(depth), points, tiles, WIDE */
     int64_t u_point, m_point;
 };
 
@@ -240,9 +240,13 @@ K_MULTI(windows_f32,
 /* ---- the products ---- */
 
 /* For `rows` tiles: m is, or grows by if `more`, u times w over a depth of n.
- * Meanwhile a line from `ahead` on is fetched for each step of the depth. */
+ * Meanwhile a line of `ahead` is fetched for each 2^slow steps of the depth. */
+struct ahead {
+    const float *p;
+    int slow;
+};
 typedef void products(float *m, int64_t rows, const float *u, const float *w,
-                      int64_t n, int more, const float *ahead);
+                      int64_t n, int more, struct ahead ahead);
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -266,15 +270,15 @@ K_TARGET_AVX512 K_INLINE void zero(__m512 sum[][2], int rows)
 
 /* What the next steps want: the rows that follow are too short for CPUs to
  * foresee. */
-K_INLINE void fetch(const float *u, const float *ahead, int64_t c)
+K_INLINE void fetch(const float *u, struct ahead ahead, int64_t c)
 {
     __builtin_prefetch(u + 16 * c);
-    __builtin_prefetch(ahead + 16 * c);
+    __builtin_prefetch(ahead.p + 16 * (c >> ahead.slow));
 }
 
 K_TARGET_AVX512 K_INLINE void add_f32(__m512 sum[][2], int rows, const float *u,
                                       const float *w, int64_t n,
-                                      const float *ahead)
+                                      struct ahead ahead)
 {
     for (int64_t c = 0; c < n; c++, w += WIDE) {
         __m512 low = _mm512_load_ps(w), high = _mm512_load_ps(w + 16);
@@ -292,7 +296,7 @@ K_TARGET_AVX512 K_INLINE void add_f32(__m512 sum[][2], int rows, const float *u,
 
 K_TARGET_BF16 K_INLINE void add_bf16(__m512 sum[][2], int rows, const float *u,
                                      const float *w, int64_t n,
-                                     const float *ahead)
+                                     struct ahead ahead)
 {
     for (int64_t c = 0; c < n; c++, w += WIDE) {
         __m512bh low = (__m512bh)_mm512_load_ps(w);
@@ -354,14 +358,14 @@ K_TARGET_AVX512 K_INLINE void keep(float *m, __m512 sum[][2], int rows,
 K_TARGET_AVX512 static void products_avx512(float *m, int64_t count,
                                             const float *u, const float *w,
                                             int64_t n, int more,
-                                            const float *ahead)
+                                            struct ahead ahead)
 {
     PRODUCTS(add_f32);
 }
 
 K_TARGET_BF16 static void products_bf16(float *m, int64_t count, const float *u,
                                         const float *w, int64_t n, int more,
-                                        const float *ahead)
+                                        struct ahead ahead)
 {
     PRODUCTS(add_bf16);
 }
@@ -438,7 +442,7 @@ K_TARGET_BF16 static void windows_bf16(float *u, int64_t point,
 
 K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
                                          const float *w, int64_t n, int more,
-                                         const float *ahead)
+                                         struct ahead ahead)
 {
     __m256 sum[ROWS_AVX2][2];
 
@@ -448,7 +452,7 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
     for (int64_t c = 0; c < n; c++, w += WIDE) {
         __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);
 
-        __builtin_prefetch(ahead + 16 * c);
+        __builtin_prefetch(ahead.p + 16 * (c >> ahead.slow), 0, 2);
         UNROLL
         for (int r = 0; r < rows; r++) {
             __m256 d = _mm256_set1_ps(u[r * CHUNK + c]);
@@ -470,23 +474,22 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
 
 K_TARGET_AVX2 static void products_avx2(float *m, int64_t count, const float *u,
                                         const float *w, int64_t n, int more,
-                                        const float *ahead)
+                                        struct ahead ahead)
 {
-    for (int half = 0; half < 2; half++, m += WIDE / 2, w += WIDE / 2)
-        switch (count) {
-            ROWS_CASE(1, product_avx2(m, rows, u, w, n, more, ahead));
-            ROWS_CASE(2, product_avx2(m, rows, u, w, n, more, ahead));
-            ROWS_CASE(3, product_avx2(m, rows, u, w, n, more, ahead));
-            ROWS_CASE(4, product_avx2(m, rows, u, w, n, more, ahead));
-            ROWS_CASE(5, product_avx2(m, rows, u, w, n, more, ahead));
-            ROWS_CASE(6, product_avx2(m, rows, u, w, n, more, ahead));
-        }
+    switch (count) {
+        ROWS_CASE(1, product_avx2(m, rows, u, w, n, more, ahead));
+        ROWS_CASE(2, product_avx2(m, rows, u, w, n, more, ahead));
+        ROWS_CASE(3, product_avx2(m, rows, u, w, n, more, ahead));
+        ROWS_CASE(4, product_avx2(m, rows, u, w, n, more, ahead));
+        ROWS_CASE(5, product_avx2(m, rows, u, w, n, more, ahead));
+        ROWS_CASE(6, product_avx2(m, rows, u, w, n, more, ahead));
+    }
 }
 #endif
 
 static void products_plain(float *m, int64_t rows, const float *u,
                            const float *w, int64_t n, int more,
-                           const float *ahead)
+                           struct ahead ahead)
 {
     (void)ahead;
     for (int64_t r = 0; r < rows; r++, m += WIDE, u += CHUNK) {
@@ -501,7 +504,8 @@ static void products_plain(float *m, int64_t rows, const float *u,
 }
 
 struct engine {
-    int64_t rows; /* of tiles at a time, at most */
+    int64_t rows, channels; /* that it multiplies at a time: tiles, at most, and
+                               channels of the result */
     windows *windows;
     products *products;
 };
@@ -510,13 +514,13 @@ static struct engine engine(enum k_way way)
 {
 #if defined(__x86_64__)
     if (way == K_WINOGRAD_BF16)
-        return (struct engine){ROWS_AVX512, windows_bf16, products_bf16};
+        return (struct engine){ROWS_AVX512, WIDE, windows_bf16, products_bf16};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, windows_f32, products_avx512};
+        return (struct engine){ROWS_AVX512, WIDE, windows_f32, products_avx512};
     if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, windows_f32, products_avx2};
+        return (struct engine){ROWS_AVX2, WIDE / 2, windows_f32, products_avx2};
 #endif
-    return (struct engine){1, windows_f32, products_plain};
+    return (struct engine){1, WIDE, windows_f32, products_plain};
 }
 
 int k_has_conv(void)
@@ -549,22 +553,55 @@ static void copy_windows(const struct block *b, const struct engine *e,
     }
 }
 
-/* All tiles of a block at one point. */
-static void at_point(const struct block *b, const struct engine *e, float *m,
-                     const float *u, const float *w)
+/* One chunk of the depth, for all tiles and WIDE channels; next: the weights
+ * that come then. */
+static void add_chunk(const struct block *b, const struct engine *e, float *m,
+                      const float *u, const float *w, int64_t n, int more,
+                      const float *next)
 {
-    int64_t groups = k_ceil_div(b->tiles, e->rows);
+    int64_t groups = k_ceil_div(b->tiles, e->rows), call = 0;
+    int64_t calls = groups * WIDE / e->channels;
+    struct ahead ahead = {next, 0};
 
+    while (calls >> ahead.slow >= 4) /* evenly: there are 2 n lines */
+        ahead.slow++;
+    for (int64_t c = 0; c < WIDE; c += e->channels)
+        for (int64_t i = 0, g = 1; g <= groups; g++) {
+            int64_t end = b->tiles * g / groups;
+
+            e->products(m + i * WIDE + c, end - i, u + i * CHUNK, w + c, n,
+                        more, ahead);
+            if (++call < 2 << ahead.slow)
+                ahead.p += 16 * (n >> ahead.slow);
+            i = end;
+        }
+}
+
+/* Times WIDE channels for one reading of all points of a block's tiles, which
+ * are too many for the second cache if the depth is large; so is all of m. */
+static int64_t wides_of(int64_t depth)
+{
+    int64_t n = depth / CHUNK;
+
+    return n < 4 ? 4 : k_min(n, 16);
+}
+
+/* All tiles of a block at point p, for `wides` times WIDE channels. */
+static void at_point(const struct block *b, const struct engine *e, int64_t p,
+                     const float *w, int64_t wides)
+{
+    const float *u = b->u + p * b->u_point;
+    int64_t step = b->points * b->depth * WIDE;
+
+    w += p * b->depth * WIDE;
     for (int64_t d = 0; d < b->depth; d += CHUNK) {
         int64_t n = k_min(CHUNK, b->depth - d);
 
-        for (int64_t i = 0, g = 1; g <= groups; g++) {
-            int64_t next = b->tiles * g / groups;
+        for (int64_t i = 0; i < wides; i++) {
+            const float *now = w + i * step;
 
-            /* the next weights: one half each for the first two groups */
-            e->products(m + i * WIDE, next - i, u + i * CHUNK, w, n, d > 0,
-                        w + (WIDE + 16 * k_min(g - 1, 1)) * n);
-            i = next;
+            add_chunk(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
+                      d > 0, i + 1 < wides ? now + step : w + n * WIDE);
         }
         u += b->tiles * CHUNK;
         w += n * WIDE;
@@ -663,23 +700,27 @@ K_INLINE void one(const struct block *b, const struct result *s, const float *m,
 #define EACH_16(call)                                                          \
     for (int64_t i = 0; i < b->tiles; i++)                                     \
         for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += 16) {           \
-            const float *m = b->m + i * WIDE + j;                              \
+            const float *at = m + i * WIDE + j;                                \
             struct place t = place_of(b, i);                                   \
                                                                                \
             if (b->a->k - k - j >= 16)                                         \
-                call(b, s, m, t, k + j, 16);                                   \
+                call(b, s, at, t, k + j, 16);                                  \
             else                                                               \
-                call(b, s, m, t, k + j, b->a->k - k - j);                      \
+                call(b, s, at, t, k + j, b->a->k - k - j);                     \
         }
 
 K_MULTI(finish_tiles,
-        (const struct block *b, const struct result *s, int64_t k), (b, s, k))
+        (const struct block *b, const struct result *s, const float *m,
+         int64_t k),
+        (b, s, m, k))
 {
     EACH_16(tile);
 }
 
-K_MULTI(finish_ones, (const struct block *b, const struct result *s, int64_t k),
-        (b, s, k))
+K_MULTI(finish_ones,
+        (const struct block *b, const struct result *s, const float *m,
+         int64_t k),
+        (b, s, m, k))
 {
     EACH_16(one);
 }
@@ -697,6 +738,7 @@ struct shares {
 static struct shares shares_of(const struct k_conv *a, int threads)
 {
     int64_t n = side(a), points = points_of(a->way);
+    int64_t depth = depth_of(a->c, a->r * a->s, a->way);
     int64_t wides = k_ceil_div(a->k, WIDE), each;
     struct shares s = {0};
 
@@ -709,9 +751,9 @@ static struct shares shares_of(const struct k_conv *a, int threads)
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.u_point = u_point(s.block, depth_of(a->c, a->r * a->s, a->way));
+    s.u_point = u_point(s.block, depth);
     s.m_point = m_point(s.block);
-    s.scratch = points * (s.u_point + s.m_point);
+    s.scratch = points * (s.u_point + k_min(wides_of(depth), each) * s.m_point);
     return s;
 }
 
@@ -735,14 +777,18 @@ static void run(const struct block *b, const struct engine *e,
         copy_taps(b, x);
     else
         copy_windows(b, e, x);
-    w += k * b->points * b->depth;
-    for (; k < end; k += WIDE) {
-        for (int64_t p = 0; p < b->points; p++, w += b->depth * WIDE)
-            at_point(b, e, b->m + p * b->m_point, b->u + p * b->u_point, w);
-        if (b->a->way == K_DIRECT)
-            finish_ones(b, s, k);
-        else
-            finish_tiles(b, s, k);
+    for (int64_t wides; k < end; k += wides * WIDE) {
+        wides = k_min(wides_of(b->depth), k_ceil_div(end - k, WIDE));
+        for (int64_t p = 0; p < b->points; p++)
+            at_point(b, e, p, w + k * b->points * b->depth, wides);
+        for (int64_t i = 0; i < wides; i++) {
+            const float *m = b->m + i * b->points * b->m_point;
+
+            if (b->a->way == K_DIRECT)
+                finish_ones(b, s, m, k + i * WIDE);
+            else
+                finish_tiles(b, s, m, k + i * WIDE);
+        }
     }
 }
 

@@ -8,6 +8,7 @@
  * cent of the peak, become a product of another shape (see ways): a transposed
  * 2x2 convolution with stride 2, and a convolution to very few channels.
  * Convolutions with more than one tap are blocks.c's, in bf16 large 3x3 ones.
+ * Of a map that is enlarged first, the products are taken before that.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,7 @@ struct shape {
     int constants; /* weights and bias */
     int exact;     /* all in f32 */
     int narrow;    /* products of bf16 */
+    int enlarged;  /* x is, before */
 };
 
 /* ---- ways to compute one: the first that fits ---- */
@@ -45,14 +47,13 @@ struct cpu_way {
     int (*fits)(const struct shape *q);
     void (*rewrite)(struct shape *q);
     enum form weights, bias;
-    /* The primitive makes f32 products only: the rest comes after finish. */
+    /* The primitive makes f32 products only: the rest is finish's. */
     int bare;
     /* The result from what the primitive gives in its place. */
-    void (*finish)(const struct mp_plan *plan, size_t i, void *to,
-                   const void *z);
-    /* Or a kernel of ours in the primitive's place: these alone. */
+    void (*finish)(const struct mp_plan *plan, size_t i, const void *z);
+    size_t (*scratch)(const struct mp_plan *plan, size_t i); /* for it */
+    /* Or a kernel of ours in the primitive's place, with scratch for that. */
     const char *name;
-    size_t (*scratch)(const struct mp_plan *plan, size_t i);
     void (*run)(const struct mp_plan *plan, size_t i);
 };
 
@@ -73,15 +74,14 @@ static void as_product(struct shape *q)
 }
 
 /* z: N,H,W,(2,2,K) -> N,2H,2W,K */
-static void spread(const struct mp_plan *plan, size_t i, void *to,
-                   const void *from)
+static void spread(const struct mp_plan *plan, size_t i, const void *from)
 {
     const struct mp_value *x = &plan->value[plan->step[i].in[0]];
     const struct mp_value *y = &plan->value[plan->step[i].out];
     size_t k = (size_t)y->dim[3] * mp_dtype_size(y->dtype);
     int64_t n = x->dim[0] * x->dim[1], w = x->dim[2];
     const char *z = from;
-    char *out = to;
+    char *out = plan->at[plan->step[i].out];
 
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n; row++)
@@ -133,24 +133,6 @@ static void add_taps_row(float *out, const float *z, const float *bias,
     }
 }
 
-static void add_taps(const struct mp_plan *plan, size_t i, void *to,
-                     const void *from)
-{
-    const struct mp_step *s = &plan->step[i];
-    const int64_t *x = plan->value[s->in[0]].dim, *y = plan->value[s->out].dim;
-    const int64_t *w = plan->value[s->in[1]].dim;
-    const struct packed *bias = plan->cpu[i].constant[2];
-    int64_t picture = x[1] * x[2] * w[2] * w[3] * y[3], row = y[2] * y[3];
-    const float *z = from;
-    float *out = to;
-
-#pragma omp parallel for schedule(static)
-    for (int64_t at = 0; at < y[0] * y[1]; at++)
-        add_taps_row(out + at * row, z + at / y[1] * picture,
-                     bias ? bias->data : NULL, &s->attr.conv, x, y, w,
-                     at % y[1]);
-}
-
 /* Where input k lies: with the constants or in memory. */
 static const void *input(const struct mp_plan *plan, size_t i, int k)
 {
@@ -174,6 +156,83 @@ static int has(const struct mp_step *s, int k)
     return k < s->nin && s->in[k] != MP_NO_VALUE;
 }
 
+static size_t sum_scratch(const struct mp_plan *plan, size_t i)
+{
+    return plan->value[plan->step[i].out].count * sizeof(float);
+}
+
+static void add_after(const struct mp_plan *plan, size_t i, struct k_in x);
+
+static void add_taps(const struct mp_plan *plan, size_t i, const void *from)
+{
+    const struct mp_step *s = &plan->step[i];
+    const int64_t *x = plan->value[s->in[0]].dim, *y = plan->value[s->out].dim;
+    const int64_t *w = plan->value[s->in[1]].dim;
+    const struct packed *bias = plan->cpu[i].constant[2];
+    int64_t picture = x[1] * x[2] * w[2] * w[3] * y[3], row = y[2] * y[3];
+    const float *z = from;
+    float *sum = (float *)((char *)plan->scratch + plan->cpu[i].finish_at);
+
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < y[0] * y[1]; at++)
+        add_taps_row(sum + at * row, z + at / y[1] * picture,
+                     bias ? bias->data : NULL, &s->attr.conv, x, y, w,
+                     at % y[1]);
+    add_after(plan, i, (struct k_in){sum, MP_F32});
+}
+
+/* Products of a map that is enlarged before: fewer if they are taken first. */
+static int is_enlarged(const struct shape *q)
+{
+    return q->enlarged;
+}
+
+static struct k_enlarge enlarge_of(const struct mp_plan *plan, size_t i)
+{
+    const struct mp_step *s = &plan->step[i];
+    const int64_t *x = plan->value[s->in[0]].dim;
+    const int64_t *y = plan->value[s->out].dim;
+
+    return (struct k_enlarge){
+        .n = x[0],
+        .h = x[1],
+        .w = x[2],
+        .yh = y[1],
+        .yw = y[2],
+        .k = y[3],
+        .nearest = s->attr.nearest,
+        .act = s->attr.act,
+    };
+}
+
+static size_t enlarge_scratch(const struct mp_plan *plan, size_t i)
+{
+    struct k_enlarge a = enlarge_of(plan, i);
+
+    return k_enlarge_scratch(&a, plan->device->threads);
+}
+
+static void enlarge(const struct mp_plan *plan, size_t i, const void *z)
+{
+    const struct mp_step *s = &plan->step[i];
+    const struct mp_value *y = &plan->value[s->out];
+    struct k_enlarge a = enlarge_of(plan, i);
+
+    k_enlarge(&a, (struct k_out){plan->at[s->out], y->dtype}, z,
+              has(s, 2) ? input(plan, i, 2) : NULL,
+              has(s, 3) ? operand(plan, i, 3) : (struct k_in){0},
+              (char *)plan->scratch + plan->cpu[i].finish_at);
+}
+
+/* Where time does not matter. The size of the batch has no say in it: it must
+ * not change results. */
+#define SMALL_CONV ((dnnl_dim_t)200 << 20) /* multiply-adds of a picture */
+
+static int is_small(const struct shape *q)
+{
+    return q->oh * q->ow * q->k * q->c * q->r * q->s < SMALL_CONV;
+}
+
 /* oneDNN's direct convolutions add up a result in one chain, k_conv does not:
  * it has a quarter of the error, and takes, on one thread of a Zen 4, 1.1 to
  * 1.2 times as long. So all of more than one tap are its own, but those of so
@@ -183,10 +242,11 @@ static int has(const struct mp_step *s, int k)
 static int is_ours(const struct shape *q)
 {
     dnnl_dim_t computed = (q->k + CHANNELS - 1) / CHANNELS * CHANNELS;
+    dnnl_dim_t most = is_small(q) ? 4 * q->k : 4 * q->k / 3;
 
     return q->constants && q->exact && !q->transposed && q->r * q->s > 1 &&
-           q->r * q->s <= K_MOST_TAPS && q->c >= CHANNELS &&
-           4 * q->k >= 3 * computed && k_has_conv();
+           q->r * q->s <= K_MOST_TAPS && q->c >= CHANNELS && computed <= most &&
+           k_has_conv();
 }
 
 /* Winograd's way has 4/9 of the products. Measured likewise it takes, with 128
@@ -281,6 +341,12 @@ static void as_given(struct shape *q)
 }
 
 static const struct cpu_way ways[] = {
+    {.fits = is_enlarged,
+     .rewrite = as_taps,
+     .weights = TAP_WEIGHTS,
+     .bare = 1,
+     .finish = enlarge,
+     .scratch = enlarge_scratch},
     {.fits = is_twos,
      .rewrite = as_product,
      .weights = SPREAD_WEIGHTS,
@@ -290,7 +356,8 @@ static const struct cpu_way ways[] = {
      .rewrite = as_taps,
      .weights = TAP_WEIGHTS,
      .bare = 1,
-     .finish = add_taps},
+     .finish = add_taps,
+     .scratch = sum_scratch},
     {.fits = is_tiled,
      .rewrite = as_given,
      .weights = WINOGRAD_WEIGHTS,
@@ -331,6 +398,7 @@ static void shape_of(struct shape *q, const struct mp_step *s,
     memset(q, 0, sizeof *q);
     q->transposed = s->op == MP_OP_DECONV2D;
     q->p = s->attr.conv;
+    q->enlarged = s->attr.up_h != 0;
     q->constants = is_constant(s, v, 1) && is_constant(s, v, 2);
     q->exact = x->dtype == MP_F32 && y->dtype == MP_F32 &&
                (!has(s, 3) || v[s->in[3]].dtype == MP_F32);
@@ -444,17 +512,10 @@ static void descs_free(struct descs *d)
 }
 
 /* oneDNN's direct convolutions add up a result in one f32 chain; its GEMM adds
- * partial sums, with half the rounding error. In small convolutions, where
- * time does not matter, take that. The size of the batch has no say in it: it
- * must not change results. */
-#define SMALL_CONV ((dnnl_dim_t)200 << 20) /* multiply-adds of a picture */
-
+ * partial sums, with half the rounding error with AVX-512. */
 static const char *wanted(const struct shape *q, int exact)
 {
-    dnnl_dim_t products = q->oh * q->ow * q->k * q->c * q->r * q->s;
-
-    return exact && q->r > 1 && !q->transposed && products < SMALL_CONV ? "gemm"
-                                                                        : NULL;
+    return exact && q->r > 1 && !q->transposed && is_small(q) ? "gemm" : NULL;
 }
 
 static dnnl_status_t primitive_desc(dnnl_primitive_desc_t *pd,
@@ -494,7 +555,7 @@ static dnnl_status_t memory(dnnl_memory_t *m, dn_desc d,
     return dnnl_memory_create(m, d, plan->device->engine, at);
 }
 
-/* Weights from the arena: reordered into scratch memory at every run. */
+/* Weights that are no constants: reordered into scratch memory at every run. */
 static int variable_weights(struct cpu_step *c, struct mp_plan *plan,
                             dn_desc plain, dn_desc want, struct mp_error *err)
 {
@@ -597,9 +658,9 @@ static int create(struct cpu_step *c, struct mp_plan *plan,
         c->result_at = c->scratch;
         c->scratch += dnnl_memory_desc_get_size(dn_borrow(&d->dst));
     }
-    if (c->way->bare) {
-        c->sum_at = c->scratch = (c->scratch + 63) / 64 * 64;
-        c->scratch += p->value[s->out].count * sizeof(float);
+    if (c->way->scratch) {
+        c->finish_at = c->scratch = (c->scratch + 63) / 64 * 64;
+        c->scratch += c->way->scratch(plan, (size_t)(s - p->step));
     }
     return rc;
 }
@@ -765,14 +826,10 @@ static dnnl_status_t unpack(const struct mp_plan *plan, size_t i)
 }
 
 /* The residual, if there is one, and the activation. */
-static void add_after(const struct mp_plan *plan, size_t i)
+static void add_after(const struct mp_plan *plan, size_t i, struct k_in x)
 {
     const struct mp_step *s = &plan->step[i];
-    const struct cpu_step *c = &plan->cpu[i];
     const struct mp_value *y = &plan->value[s->out];
-    size_t at = c->way->bare ? c->sum_at : c->result_at;
-    struct k_in x = {(char *)plan->scratch + at,
-                     c->way->bare ? MP_F32 : y->dtype};
     struct k_out out = {plan->at[s->out], y->dtype};
     int64_t n = (int64_t)y->count;
 
@@ -814,9 +871,8 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err)
     if (st == dnnl_success)
         st = execute(plan, c->prim, c->bias ? 5 : 4, arg);
     if (c->way->finish)
-        c->way->finish(plan, i, c->way->bare ? scratch + c->sum_at : out,
-                       result);
-    if (c->add_after)
-        add_after(plan, i);
+        c->way->finish(plan, i, result);
+    else if (c->add_after)
+        add_after(plan, i, (struct k_in){result, y->dtype});
     return cpu_status(st, c->name, err);
 }

@@ -541,6 +541,7 @@ const struct mp_backend mp_backend_cpu = {
     .summary = "oneDNN and OpenMP on the processor",
     .wide_sums = 1,
     .host = 1,
+    .commutes = 1,
     .probe = cpu_probe,
     .info = cpu_info,
     .open = cpu_open,

@@ -67,7 +67,7 @@ struct cpu_step {
     size_t narrow_at;  /* in scratch: the copy */
     int add_after;     /* the residual and the activation come later */
     size_t result_at;  /* in scratch: what is to be finished or added to */
-    size_t sum_at;     /* in scratch: f32, finished but for those */
+    size_t finish_at;  /* in scratch: what the way's finish works in */
 };
 
 struct mp_plan {

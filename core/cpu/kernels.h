@@ -173,6 +173,18 @@ void k_resize_bilinear(struct k_out y, struct k_in x, int64_t n, int64_t h,
                        void *scratch);
 void k_resize_nearest(struct k_out y, struct k_in x, int64_t n, int64_t h,
                       int64_t w, int64_t c, int64_t yh, int64_t yw);
+/* What is left of a 3x3 convolution (stride 1, padding 1) of a map that is
+ * enlarged from h x w to yh x yw first, when its products have been taken
+ * before: z N,h,w,(3,3),K are those of each tap. */
+struct k_enlarge {
+    int64_t n, h, w, yh, yw, k;
+    int nearest; /* else bilinear */
+    int act;
+};
+size_t k_enlarge_scratch(const struct k_enlarge *a, int threads);
+/* Bias (NULL: none), residual (p NULL: none) and activation included. */
+void k_enlarge(const struct k_enlarge *a, struct k_out y, const float *z,
+               const float *bias, struct k_in residual, void *scratch);
 /* Adaptive average. */
 void k_pool_avg(struct k_out y, struct k_in x, int64_t n, int64_t h, int64_t w,
                 int64_t c, int64_t yh, int64_t yw);

@@ -3,6 +3,15 @@
  * dimension. */
 #include "cpu/simd.h"
 
+#define UNROLL _Pragma("GCC unroll 16")
+
+K_MULTI(add_to, (float *y, const float *x, int64_t n), (y, x, n))
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
 /* ---- resize ---- */
 
 struct source {
@@ -13,7 +22,8 @@ struct source {
 /* In f32 and in this order, as PyTorch does. */
 static struct source source(int64_t d, int64_t n, int64_t m)
 {
-    float at = ((float)d + 0.5f) * ((float)n / (float)m) - 0.5f;
+    volatile float scaled = ((float)d + 0.5f) * ((float)n / (float)m);
+    float at = scaled - 0.5f; /* not in one with the product */
     struct source s;
 
     at = at > 0 ? at : 0;
@@ -110,14 +120,174 @@ void k_resize_nearest(struct k_out y, struct k_in x, int64_t n, int64_t h,
     }
 }
 
-/* ---- pool, pad ---- */
+/* ---- the rest of a convolution of an enlarged map ---- */
 
-K_MULTI(add_to, (float *y, const float *x, int64_t n), (y, x, n))
+#define PIECE 64 /* channels at a time: a line of them stays near */
+#define TERMS 6  /* three taps, each between two pixels */
+
+struct term {
+    const float *p;
+    float weight;
+};
+
+/* The pixels that are mixed into position d of a line of m, at p + i * step. */
+static int add_terms(struct term *t, int n, const struct source *s,
+                     const float *p, int64_t step)
+{
+    t[n++] = (struct term){p + s->i0 * step, 1 - s->f};
+    if (s->f > 0)
+        t[n++] = (struct term){p + s->i1 * step, s->f};
+    return n;
+}
+
+K_INLINE void sum_of(float *y, const struct term *t, int terms, int64_t from,
+                     int64_t n)
 {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        y[i] += x[i];
+    for (int64_t i = 0; i < n; i++) {
+        float sum = t[0].weight * t[0].p[from + i];
+
+        UNROLL
+        for (int j = 1; j < terms; j++)
+            sum += t[j].weight * t[j].p[from + i];
+        y[i] = sum;
+    }
 }
+
+/* y: n numbers of each term, from a place on, by their weights. */
+K_MULTI(sum_terms,
+        (float *y, const struct term *t, int terms, int64_t from, int64_t n),
+        (y, t, terms, from, n))
+{
+    switch (terms) {
+    case 0:
+        memset(y, 0, (size_t)n * sizeof *y);
+        break;
+    case 1:
+        sum_of(y, t, 1, from, n);
+        break;
+    case 2:
+        sum_of(y, t, 2, from, n);
+        break;
+    case 3:
+        sum_of(y, t, 3, from, n);
+        break;
+    case 4:
+        sum_of(y, t, 4, from, n);
+        break;
+    case 5:
+        sum_of(y, t, 5, from, n);
+        break;
+    default:
+        sum_of(y, t, TERMS, from, n);
+    }
+}
+
+struct enlarge {
+    const struct k_enlarge *a;
+    const float *z;
+    const struct source *column; /* of each column of y */
+    struct k_out y;
+    const float *bias;
+    struct k_in residual;
+};
+
+static struct source source_of(const struct k_enlarge *a, int64_t d, int64_t n,
+                               int64_t m)
+{
+    if (a->nearest)
+        return (struct source){.i0 = d * n / m};
+    return source(d, n, m);
+}
+
+/* The taps of one column c, summed over those of a row: w pixels of n channels
+ * from k on. row: of y, counted over all pictures. */
+static void mix_rows(float *to, const struct enlarge *e, int64_t row, int c,
+                     int64_t k, int64_t n)
+{
+    const struct k_enlarge *a = e->a;
+    int64_t at = row % a->yh, step = 9 * a->k;
+    const float *z = e->z + row / a->yh * a->h * a->w * step + k;
+    struct term t[TERMS];
+    int terms = 0;
+
+    for (int r = 0; r < 3; r++) {
+        struct source s;
+
+        if (at + r - 1 < 0 || at + r - 1 >= a->yh)
+            continue;
+        s = source_of(a, at + r - 1, a->h, a->yh);
+        terms = add_terms(t, terms, &s, z + (3 * r + c) * a->k, a->w * step);
+    }
+    for (int64_t i = 0; i < a->w; i++)
+        sum_terms(to + i * n, t, terms, i * step, n);
+}
+
+/* n channels of pixel x of a row; line: of the three columns of taps. */
+static void mix_columns3(float *to, const struct enlarge *e, int64_t x,
+                         const float *line, int64_t n)
+{
+    const struct k_enlarge *a = e->a;
+    struct term t[TERMS];
+    int terms = 0;
+
+    for (int c = 0; c < 3; c++)
+        if (x + c - 1 >= 0 && x + c - 1 < a->yw)
+            terms = add_terms(t, terms, &e->column[x + c - 1],
+                              line + c * a->w * n, n);
+    sum_terms(to, t, terms, 0, n);
+}
+
+static void enlarge_row(const struct enlarge *e, int64_t row, float *line)
+{
+    const struct k_enlarge *a = e->a;
+    float sum[PIECE], buf[PIECE];
+
+    for (int64_t k = 0, n; k < a->k; k += n) {
+        n = k_min(PIECE, a->k - k);
+        for (int c = 0; c < 3; c++)
+            mix_rows(line + c * a->w * n, e, row, c, k, n);
+        for (int64_t x = 0; x < a->yw; x++) {
+            int64_t at = (row * a->yw + x) * a->k + k;
+            float *to = k_room(e->y, at, buf);
+
+            mix_columns3(sum, e, x, line, n);
+            if (e->bias)
+                add_to(sum, e->bias + k, n);
+            if (e->residual.p)
+                add_to(sum, k_load(e->residual, at, n, buf), n);
+            k_act_row(to, sum, n, a->act);
+            k_flush(e->y, at, n, to);
+        }
+    }
+}
+
+static int64_t line_of(const struct k_enlarge *a)
+{
+    return 3 * a->w * k_min(PIECE, a->k);
+}
+
+size_t k_enlarge_scratch(const struct k_enlarge *a, int threads)
+{
+    return (size_t)a->yw * sizeof(struct source) +
+           (size_t)threads * (size_t)line_of(a) * sizeof(float);
+}
+
+void k_enlarge(const struct k_enlarge *a, struct k_out y, const float *z,
+               const float *bias, struct k_in residual, void *scratch)
+{
+    struct source *column = scratch;
+    struct enlarge e = {a, z, column, y, bias, residual};
+    float *lines = (float *)(column + a->yw);
+
+    for (int64_t i = 0; i < a->yw; i++)
+        column[i] = source_of(a, i, a->w, a->yw);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < a->n * a->yh; row++)
+        enlarge_row(&e, row, lines + omp_get_thread_num() * line_of(a));
+}
+
+/* ---- pool, pad ---- */
 
 K_MULTI(divide, (float *y, const float *x, float by, int64_t n), (y, x, by, n))
 {

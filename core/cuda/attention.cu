@@ -10,7 +10,9 @@
 
 /* Lanes are keys while q k^T is taken, and channels while the result is: the
  * probabilities go from lane to lane. Wider heads than ACROSS lanes of this
- * many channels take several rounds, each with its own products. */
+ * many channels take several rounds, each with its own products. Keys are added
+ * up 32 at a time, and those sums then: one chain of additions over all keys
+ * would cost digits. */
 #define ACROSS 16
 
 static DEV void do_attention(const g_attention &a)
@@ -36,7 +38,7 @@ static DEV void do_attention(const g_attention &a)
 
         for (uint32_t j0 = 0; j0 < a.s; j0 += 32) {
             uint32_t keys = a.s - j0 < 32 ? a.s - j0 : 32;
-            float dot = 0, p, was = most, v;
+            float dot = 0, p, was = most, v, part[ACROSS] = {};
 
             for (uint32_t e = 0; e < a.d && lane < keys; e++) {
                 load<1>(&v, a.k, kv + (j0 + lane) * c + e);
@@ -47,9 +49,6 @@ static DEV void do_attention(const g_attention &a)
             p = expf(dot - most);
             was = expf(was - most);
             total = total * was + warp_sum(p);
-#pragma unroll
-            for (int i = 0; i < ACROSS; i++)
-                y[i] *= was;
             for (uint32_t j = 0; j < keys; j++) {
                 float pj = __shfl_sync(ALL_LANES, p, j);
 
@@ -59,10 +58,13 @@ static DEV void do_attention(const g_attention &a)
 
                     if (e < a.d) {
                         load<1>(&v, a.v, kv + (j0 + j) * c + e);
-                        y[i] += pj * v;
+                        part[i] += pj * v;
                     }
                 }
             }
+#pragma unroll
+            for (int i = 0; i < ACROSS; i++)
+                y[i] = y[i] * was + part[i];
         }
 #pragma unroll
         for (int i = 0; i < ACROSS; i++) {

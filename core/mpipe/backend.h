@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 5
+#define MP_BACKEND_ABI 6
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -82,10 +82,12 @@ struct mp_attr {
     int32_t heads;   /* ATTENTION */
     int32_t axis;    /* CONCAT, SLICE, FLIP: 0.. */
     int32_t nearest; /* RESIZE: nearest instead of bilinear */
-    int64_t start;   /* SLICE: first index. PAD: top */
-    int64_t left;    /* PAD */
-    float eps;       /* norms */
-    float scale;     /* ATTENTION: of q k^T */
+    int64_t up_h, up_w; /* CONV2D: x is resized to this first, as by RESIZE; 0:
+                           it is not. Backends that commute are asked this */
+    int64_t start;      /* SLICE: first index. PAD: top */
+    int64_t left;       /* PAD */
+    float eps;          /* norms */
+    float scale;        /* ATTENTION: of q k^T */
 };
 
 enum mp_place { MP_ARENA, MP_CONSTANT, MP_OUTSIDE };
@@ -165,6 +167,10 @@ struct mp_backend {
      * of a program are MP_OUTSIDE, so that they are used where they are. Zero:
      * they lie in the arena, and are copied. */
     int host;
+    /* Whether a 3x3 convolution (stride 1, padding 1, known weights) of a map
+     * that is enlarged first is to come as one step: the convolution may then
+     * be done before, on fewer pixels. */
+    int commutes;
     /* Number of devices (>= 1), or a negative status and why it cannot run
      * here. Creates no context. */
     int (*probe)(struct mp_error *err);
