@@ -285,6 +285,16 @@ size_t memory_of_all(void)
     return all;
 }
 
+void hold_memory(size_t kib, size_t most)
+{
+    printf("memory: %zu of %zu KiB\n", kib, most);
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+    puts("not asserted: the sanitizer keeps memory");
+#else
+    ck_assert_uint_le(kib, most);
+#endif
+}
+
 pid_t worker_pid(void)
 {
     pid_t pid;

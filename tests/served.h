@@ -29,7 +29,10 @@ void pause_for(double seconds);
 size_t memory_of(pid_t pid); /* resident, KiB */
 size_t files_of(pid_t pid);  /* open */
 size_t memory_of_all(void);  /* with the workers, KiB */
-pid_t worker_pid(void);      /* the first; 0: there is none */
+/* That many KiB, and no more than most: of long runs, in which the memory of a
+ * sanitizer grows. There it is only told. */
+void hold_memory(size_t kib, size_t most);
+pid_t worker_pid(void); /* the first; 0: there is none */
 void signal_workers(int number);
 
 /* ---- bytes ---- */

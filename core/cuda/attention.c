@@ -19,6 +19,7 @@ static const struct {
     {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160, 0, 0},
     {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512, 0, 0},
 };
+#define MANY_KEYS 512
 #define NFLASH (int)(sizeof flash / sizeof *flash)
 
 static uint32_t width(const struct mp_value *v)
@@ -73,8 +74,10 @@ static int run_kernel(const struct call *k)
                            a.heads, a.n, 32 * GPU_ROWS,
                            GPU_ROWS * a.d * sizeof(float), &a);
     kernel = bf16 ? flash[i].bf16 : flash[i].f16;
-    if (flash[i].bf16_2 && (uint64_t)a.t * a.heads * a.n / (2 * queries) >=
-                               gpu_processors(k->plan->device->gpu)) {
+    /* to begin with more queries pays only where there are many keys */
+    if (flash[i].bf16_2 && a.s >= MANY_KEYS &&
+        (uint64_t)a.t * a.heads * a.n / (2 * queries) >=
+            gpu_processors(k->plan->device->gpu)) {
         queries *= 2;
         kernel = bf16 ? flash[i].bf16_2 : flash[i].f16_2;
     }
