@@ -25,7 +25,7 @@ static const char usage[] =
     "usage: bench [--task seg|depth] [--checkpoint FILE] [--size HxW]\n"
     "             [--backend NAME] [--precision fp32|tf32|bf16|fp16|auto]\n"
     "             [--batch N] [--runs N] [--threads N] [--peak GFLOP/S]\n"
-    "             [--steps] [--worst N] [--json]\n"
+    "             [--autotune] [--steps] [--worst N] [--json]\n"
     "--peak: what the device can do at most; measured if that is the CPU.\n"
     "Without a checkpoint: tiny weights, made from tests/golden/keys of the\n"
     "source folder ($srcdir).\n";
@@ -43,7 +43,7 @@ struct options {
     const char *checkpoint, *backend;
     int32_t height, width;
     enum mp_precision precision;
-    int runs, threads, steps, worst, json, batch;
+    int runs, threads, steps, worst, json, batch, autotune;
     double peak; /* FLOP/s; 0: measure it */
 };
 
@@ -163,6 +163,8 @@ static int take(struct options *o, int which, const char *value)
         return (o->threads = count_of(value)) > 0;
     case 'w':
         return (o->worst = count_of(value)) > 0;
+    case 'a':
+        return o->autotune = 1;
     case 'S':
         return o->steps = 1;
     case 'j':
@@ -175,13 +177,13 @@ static int take(struct options *o, int which, const char *value)
 static void parse(struct options *o, int argc, char **argv)
 {
     static const struct option names[] = {
-        {"task", 1, NULL, 't'},    {"checkpoint", 1, NULL, 'c'},
-        {"size", 1, NULL, 's'},    {"precision", 1, NULL, 'p'},
-        {"runs", 1, NULL, 'r'},    {"threads", 1, NULL, 'n'},
-        {"backend", 1, NULL, 'b'}, {"batch", 1, NULL, 'N'},
-        {"peak", 1, NULL, 'P'},    {"steps", 0, NULL, 'S'},
-        {"worst", 1, NULL, 'w'},   {"json", 0, NULL, 'j'},
-        {NULL, 0, NULL, 0},
+        {"task", 1, NULL, 't'},     {"checkpoint", 1, NULL, 'c'},
+        {"size", 1, NULL, 's'},     {"precision", 1, NULL, 'p'},
+        {"runs", 1, NULL, 'r'},     {"threads", 1, NULL, 'n'},
+        {"backend", 1, NULL, 'b'},  {"batch", 1, NULL, 'N'},
+        {"peak", 1, NULL, 'P'},     {"steps", 0, NULL, 'S'},
+        {"worst", 1, NULL, 'w'},    {"json", 0, NULL, 'j'},
+        {"autotune", 0, NULL, 'a'}, {NULL, 0, NULL, 0},
     };
     int which, good = 1;
 
@@ -254,7 +256,9 @@ static void open_pipeline(struct bench *b)
     struct mp_pipeline_conf c = {.backend = b->o.backend,
                                  .precision = b->o.precision,
                                  .checkpoint = b->o.checkpoint,
-                                 .threads = b->o.threads};
+                                 .threads = b->o.threads,
+                                 .autotune = b->o.autotune,
+                                 .batch = b->o.batch};
     char tiny[64];
 
     if (!c.checkpoint) {
@@ -277,14 +281,18 @@ static void open_pipeline(struct bench *b)
 static double run_once(struct bench *b, const uint8_t **batch)
 {
     struct mp_error err = {0};
-    struct mp_tensor map;
-    double began = now();
+    struct mp_map *map = need(calloc((size_t)b->o.batch, sizeof *map));
+    double began = now(), seconds;
 
-    check(mp_pipeline_network(b->pipeline, batch, (size_t)b->o.batch,
-                              b->o.height, b->o.width, &map, &err),
+    check(mp_pipeline_network(b->pipeline, 0, batch, (size_t)b->o.batch,
+                              b->o.height, b->o.width, map, &err),
           &err);
-    free((void *)map.data);
-    return now() - began;
+    check(mp_pipeline_wait(b->pipeline, 0, UINT64_MAX, &err), &err);
+    seconds = now() - began;
+    for (int i = 0; i < b->o.batch; i++)
+        mp_map_free(&map[i]);
+    free(map);
+    return seconds;
 }
 
 /* Runs; the first, which compiles, and the second, which a GPU records, are

@@ -5,8 +5,8 @@
 # protocols beside the passes of the network. Tiny networks always, which say
 # little about speed; the full-size ones when MPIPE_BENCH_FULL names a folder
 # with seg_ade20k.safetensors, depth_nyu.safetensors or pose_coco.safetensors
-# (tests/make_weights makes them from key lists). BENCH_ARGS are further options
-# of bench/bench.
+# (tests/make_weights makes them from key lists; the last one's is in
+# tests/golden/keys). BENCH_ARGS are further options of bench/bench.
 set -eu
 dir=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-bench.XXXXXX")
 trap 'rm -rf "$dir"' EXIT

@@ -3,6 +3,7 @@
 EXTRA_DIST += \
 	%reldir%/RESULTS.md \
 	%reldir%/bench.sh \
+	%reldir%/daemon.sh \
 	%reldir%/gpu.sh \
 	%reldir%/peer.py \
 	%reldir%/peer_net.py
@@ -18,3 +19,12 @@ noinst_PROGRAMS += %reldir%/bench
 bench: all $(demo_weights)
 	$(uninstalled) builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
 	$(SHELL) $(srcdir)/bench/bench.sh
+
+# What mpiped costs, by a client of its own.
+noinst_PROGRAMS += %reldir%/load
+.PHONY: bench-daemon
+bench-daemon: all $(demo_weights) tests/trouble.la
+	$(uninstalled); export MPIPE_PLUGIN_PATH MPIPE_BACKEND_PATH \
+		MPIPE_DATA_PATH MPIPE_MODEL_PATH; \
+	builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
+	$(SHELL) $(srcdir)/bench/daemon.sh

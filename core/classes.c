@@ -6,6 +6,7 @@
 #include "classes.h"
 #include "image.h"
 #include "json.h"
+#include "text.h"
 
 /* The largest table takes about half of this. Bytes. */
 #define FILE_MAX ((size_t)8 << 20)
@@ -187,18 +188,16 @@ static int print_table(FILE *f, const struct mp_classes *c)
 int mp_classes_write(const struct mp_classes *c, const char *path,
                      struct mp_error *err)
 {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *f = open_memstream(&text, &n);
-    int bad, rc;
+    struct mp_text text;
+    int rc;
 
-    if (f == NULL)
+    if (mp_text_open(&text) != 0)
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    bad = print_table(f, c);
-    if (fclose(f) != 0 || bad)
+    rc = print_table(text.f, c);
+    if (mp_text_close(&text) != 0 || rc != 0)
         rc = mp_fail(err, MP_ENOMEM, "%s: out of memory", path);
     else
-        rc = mp_file_write(path, text, n, err);
-    free(text);
+        rc = mp_file_write(path, text.bytes, text.n, err);
+    free(text.bytes);
     return rc;
 }

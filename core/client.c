@@ -9,13 +9,16 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+#include "boxes.h"
 #include "client.h"
+#include "json.h"
 #include "record.h"
+#include "text.h"
 
-#define HEAD_MAX 16384
-#define BODY_MAX ((size_t)1 << 32)
-#define IDLE_MAX 16  /* connections that are kept */
-#define PATIENCE 600 /* tries, 0.1 s apart, while its queue is full */
+#define HEAD_MAX   16384
+#define BODY_MAX   ((size_t)1 << 32)
+#define MANY_LEAST 8   /* pictures at once */
+#define PATIENCE   600 /* tries, 0.1 s apart, while its queue is full */
 
 struct mp_client {
     const struct mp_settings *settings;
@@ -23,8 +26,9 @@ struct mp_client {
     char *model;
     char *request; /* JSON up to the size and name of a picture */
     struct mp_pipeline *pipeline;
+    int many;
     pthread_mutex_t lock;
-    int idle[IDLE_MAX]; /* open connections that nobody uses */
+    int idle[MP_CLIENT_MOST]; /* open connections that nobody uses */
     int nidle;
 };
 
@@ -138,7 +142,7 @@ static int take_connection(struct mp_client *c)
 static void give_connection(struct mp_client *c, int fd)
 {
     pthread_mutex_lock(&c->lock);
-    if (c->nidle < IDLE_MAX) {
+    if (c->nidle < MP_CLIENT_MOST) {
         c->idle[c->nidle++] = fd;
         fd = -1;
     }
@@ -162,16 +166,17 @@ static int ask(struct mp_client *c, struct answer *a, const char *method,
                      method, path, size, size + n);
 
     for (int fresh = 0;; fresh = 1) {
-        int fd = fresh ? -1 : take_connection(c);
+        int fd = fresh ? -1 : take_connection(c), sent;
 
         *a = (struct answer){.head = -1};
         fresh |= fd < 0;
         if (fd < 0 && (fd = dial(c)) < 0)
             return mp_fail(err, MP_EIO, "%s: %s", c->at.sun_path,
                            strerror(errno));
-        if (!send_all(fd, head, (size_t)k) && !send_all(fd, json, size) &&
-            !send_all(fd, data, n) && !hear(fd, a)) {
-            if (a->last)
+        sent = !send_all(fd, head, (size_t)k) && !send_all(fd, json, size) &&
+               !send_all(fd, data, n);
+        if (!hear(fd, a)) { /* what is too large is refused before its end */
+            if (a->last || !sent)
                 close(fd);
             else
                 give_connection(c, fd);
@@ -189,15 +194,17 @@ static json_t *ask_json(struct mp_client *c, int *status, const char *method,
                         const char *path, struct mp_error *err)
 {
     struct answer a;
+    json_error_t why;
     json_t *o = NULL;
+    int rc;
 
     *status = 0;
     if (ask(c, &a, method, path, "", "", 0, err))
         return NULL;
     *status = a.status;
-    o = json_loadb(a.body, a.n, JSON_REJECT_DUPLICATES, NULL);
+    rc = mp_json_parse(&o, a.body, a.n, &why, err);
     free(a.body);
-    if (!o)
+    if (rc == MP_EFORMAT)
         mp_fail(err, MP_EIO, "%s: the answer is no JSON", c->at.sun_path);
     return o;
 }
@@ -227,16 +234,16 @@ static int check_key(const json_t *here, const json_t *there,
 static int check_settings(const struct mp_settings *s, const json_t *about,
                           const char *model, struct mp_error *err)
 {
-    static const char *const keys[][2] = {{"pipeline", "head"},
-                                          {"pipeline", "classes"},
-                                          {"pipeline", "boxes"},
-                                          {"model", "strict"}};
+    static const char *const keys[][2] = {
+        {"pipeline", "head"}, {"pipeline", "classes"}, {"model", "strict"}};
     json_t *here = mp_settings_json(s);
     json_t *there = json_object_get(about, "settings");
     int rc = here ? 0 : no_memory(err);
 
     for (size_t i = 0; i < sizeof keys / sizeof *keys && !rc; i++)
         rc = check_key(here, there, keys[i][0], keys[i][1], model, err);
+    if (!rc && !s->boxes) /* else they go with the pictures */
+        rc = check_key(here, there, "pipeline", "boxes", model, err);
     json_decref(here);
     return rc;
 }
@@ -311,29 +318,78 @@ static json_t *try_model(struct mp_client *c, const char *name, int *near,
     return NULL;
 }
 
+/* Not loaded, but may be for who asks, and of the same head. */
+static int is_on_demand(const struct mp_client *c, const json_t *one)
+{
+    const char *load = json_string_value(json_object_get(one, "load"));
+    const char *head = json_string_value(json_object_get(one, "head"));
+    const char *state = json_string_value(json_object_get(one, "state"));
+
+    return load && !strcmp(load, "on-demand") && state &&
+           strcmp(state, "READY") && head &&
+           !strcmp(head, c->settings->plugin->name);
+}
+
+static int load_model(struct mp_client *c, const char *name,
+                      struct mp_error *err)
+{
+    struct answer a;
+    char path[128];
+    json_t *o;
+    int rc;
+
+    snprintf(path, sizeof path, "/v2/repository/models/%.60s/load", name);
+    rc = ask(c, &a, "POST", path, "", "", 0, err);
+    if (rc || a.status == 200) {
+        free(a.body);
+        return rc;
+    }
+    o = json_loadb(a.body, a.n, 0, NULL);
+    rc = mp_fail(err, MP_ENOTSUP, "%s", text_of(o, "error"));
+    json_decref(o);
+    free(a.body);
+    return rc;
+}
+
+/* Of those that are loaded, or of those that may be. err: how the nearest
+ * differs. */
+static json_t *find_among(struct mp_client *c, const json_t *list, int load,
+                          int *told, struct mp_error *err)
+{
+    struct mp_error why = {0};
+    json_t *one, *about = NULL;
+    size_t i;
+
+    json_array_foreach(list, i, one)
+    {
+        const char *name = json_string_value(json_object_get(one, "name"));
+        int near = 0;
+
+        if (!name || is_on_demand(c, one) != load)
+            continue;
+        if (!load || !load_model(c, name, &why))
+            about = try_model(c, name, &near, &why);
+        if (about)
+            return about;
+        if (why.code && !*told)
+            *err = why;
+        *told |= near;
+    }
+    return NULL;
+}
+
 static json_t *find_model(struct mp_client *c, struct mp_error *err)
 {
-    int status;
+    int status, told = 0;
     json_t *list = ask_json(c, &status, "POST", "/v2/repository/index", err);
-    json_t *one, *about = NULL;
-    struct mp_error why = {0};
-    int near = 0, told = 0;
-    size_t i;
+    json_t *about;
 
     if (!list)
         return NULL;
     mp_fail(err, MP_ENOTSUP, "no pipeline is there");
-    json_array_foreach(list, i, one)
-    {
-        const char *name = json_string_value(json_object_get(one, "name"));
-
-        near = 0;
-        if (!about && name)
-            about = try_model(c, name, &near, &why);
-        if (!about && why.code && !told)
-            *err = why;
-        told |= near;
-    }
+    about = find_among(c, list, 0, &told, err);
+    if (!about)
+        about = find_among(c, list, 1, &told, err);
     json_decref(list);
     return about;
 }
@@ -347,7 +403,7 @@ static char *join_kinds(const struct mp_settings *s)
 
     for (char **k = s->kinds; *k; k++)
         json_array_append_new(list, json_pack("{s:s}", "name", *k));
-    text = json_dumps(list, JSON_COMPACT);
+    text = mp_json_dump(list, JSON_COMPACT);
     json_decref(list);
     return text;
 }
@@ -365,7 +421,7 @@ static char *option_texts(const struct mp_settings *s)
         json_object_set_new(p, "encoded", json_true());
         json_object_set_new(p, "binary_data_output", json_true());
     }
-    text = p ? json_dumps(p, JSON_COMPACT) : NULL;
+    text = p ? mp_json_dump(p, JSON_COMPACT) : NULL;
     json_decref(p);
     return text;
 }
@@ -386,6 +442,16 @@ static int compose(struct mp_client *c, struct mp_error *err)
     return n < 0 ? no_memory(err) : 0;
 }
 
+/* As many as over there are worked on, and wait to be. */
+static int how_many(const json_t *about)
+{
+    json_int_t n = 2 * json_integer_value(json_object_get(about, "batch")) + 3;
+
+    return n < MANY_LEAST       ? MANY_LEAST
+           : n > MP_CLIENT_MOST ? MP_CLIENT_MOST
+                                : (int)n;
+}
+
 int mp_client_open(struct mp_client **out, const struct mp_settings *s,
                    struct mp_error *err)
 {
@@ -404,8 +470,6 @@ int mp_client_open(struct mp_client **out, const struct mp_settings *s,
                      sizeof c->at.sun_path - 1);
     else
         strcpy(c->at.sun_path, s->daemon.socket);
-    if (!rc && s->boxes)
-        rc = mp_fail(err, MP_ENOTSUP, "pictures with boxes are not sent");
     if (!rc && !(about = find_model(c, err)))
         rc = err->code;
     if (!rc)
@@ -414,6 +478,7 @@ int mp_client_open(struct mp_client **out, const struct mp_settings *s,
         rc = mp_pipeline_elsewhere(
             &c->pipeline, text_of(about, "backend"), text_of(about, "device"),
             text_of(about, "precision"), text_of(about, "network"), err);
+    c->many = how_many(about);
     json_decref(about);
     if (rc) {
         mp_client_close(c);
@@ -428,6 +493,11 @@ int mp_client_open(struct mp_client **out, const struct mp_settings *s,
 struct mp_pipeline *mp_client_pipeline(const struct mp_client *c)
 {
     return c->pipeline;
+}
+
+int mp_client_many(const struct mp_client *c)
+{
+    return c->many;
 }
 
 void mp_client_close(struct mp_client *c)
@@ -471,9 +541,13 @@ static int take_results(struct mp_keep *k, const struct answer *a,
 {
     size_t head = a->head < 0 ? a->n : (size_t)a->head, left = a->n - head;
     const char *at = a->body + head;
-    json_t *o = json_loadb(a->body, head, JSON_REJECT_DUPLICATES, NULL), *one;
-    int rc = o ? 0 : mp_fail(err, MP_EIO, "mpiped's answer is no JSON");
+    json_error_t why;
+    json_t *o, *one;
+    int rc = mp_json_parse(&o, a->body, head, &why, err);
     size_t i;
+
+    if (rc == MP_EFORMAT)
+        rc = mp_fail(err, MP_EIO, "mpiped's answer is no JSON");
 
     json_array_foreach(json_object_get(o, "outputs"), i, one) if (!rc) rc =
         take_result(k, one, &at, &left, err);
@@ -505,44 +579,107 @@ static int take_error(struct mp_picture_job *p, const struct answer *a)
     return p->err.code;
 }
 
-/* The request's JSON; free it. */
-static char *picture_json(const struct mp_client *c, const char *stem, size_t n)
+/* What is sent of a picture. */
+struct parcel {
+    char *json;
+    uint8_t *data; /* the file as an element of BYTES, and its boxes */
+    size_t n, file;
+    struct mp_box *box; /* with is_listed */
+    size_t nbox;
+    int is_listed; /* in a file of boxes, by this number: */
+    int64_t number;
+};
+
+static void parcel_free(struct parcel *q)
+{
+    free(q->json);
+    free(q->data);
+    free(q->box);
+}
+
+/* Who is in it, as mp_picture_job_open finds it. That comes after reading the
+ * picture, so a failure to do so is told first. */
+static int find_boxes(struct parcel *q, const struct mp_settings *s,
+                      struct mp_picture_job *p, const struct mp_input *input)
+{
+    struct mp_picture picture = {.rgb = NULL};
+    struct mp_error err = {0};
+    int rc;
+
+    if (!s->boxes)
+        return 0;
+    q->is_listed = 1;
+    q->number = mp_name_number(input->stem);
+    rc =
+        mp_boxes_of(s->boxes, input->stem, &q->number, &q->box, &q->nbox, &err);
+    if (!rc)
+        return 0;
+    rc = mp_picture_read(&picture, input->path, &p->err);
+    mp_picture_free(&picture);
+    if (rc)
+        return rc;
+    p->stage = "views";
+    p->err = err;
+    return err.code;
+}
+
+/* The file behind its length, and the boxes. */
+static int load_data(struct parcel *q, const char *path, struct mp_error *err)
+{
+    size_t boxes = q->nbox * 5 * sizeof(double);
+    uint8_t *bytes = NULL, *at;
+    int rc = mp_file_read(path, &bytes, &q->file, err);
+
+    if (rc)
+        return rc;
+    q->n = 4 + q->file + boxes;
+    q->data = at = malloc(q->n);
+    for (int i = 0; at && i < 4; i++)
+        *at++ = (uint8_t)(q->file >> 8 * i);
+    if (at) {
+        memcpy(at, bytes, q->file);
+        at += q->file;
+    }
+    for (size_t i = 0; at && i < q->nbox; i++, at += 5 * sizeof(double))
+        memcpy(at,
+               (double[]){q->box[i].x, q->box[i].y, q->box[i].w, q->box[i].h,
+                          q->box[i].score},
+               5 * sizeof(double));
+    free(bytes);
+    return at ? 0 : no_memory(err);
+}
+
+/* What comes after the outputs and options: its names, its inputs. */
+static int write_json(struct parcel *q, const struct mp_client *c,
+                      const char *stem, struct mp_error *err)
 {
     const char *slash = strrchr(stem, '/');
     json_t *name = mp_json_text(slash ? slash + 1 : stem);
-    char *quoted = name ? json_dumps(name, JSON_ENCODE_ANY) : NULL, *text;
-    int k = -1;
+    char *quoted = name ? mp_json_dump(name, JSON_ENCODE_ANY) : NULL;
+    struct mp_text text = {0};
+    int rc = quoted ? mp_text_open(&text) : -1;
 
-    if (quoted)
-        k = asprintf(&text,
-                     "%s,\"name\":%s},\"inputs\":[{\"name\":\"image_bytes\","
-                     "\"datatype\":\"BYTES\",\"shape\":[1],\"parameters\":{"
-                     "\"binary_data_size\":%zu}}]}",
-                     c->request, quoted, n);
+    if (!rc) {
+        fprintf(text.f, "%s,\"name\":%s", c->request, quoted);
+        if (q->is_listed)
+            fprintf(text.f, ",\"image_id\":%lld", (long long)q->number);
+        fprintf(text.f,
+                "},\"inputs\":[{\"name\":\"image_bytes\",\"datatype\":"
+                "\"BYTES\",\"shape\":[1],\"parameters\":{"
+                "\"binary_data_size\":%zu}}",
+                4 + q->file);
+        if (q->is_listed)
+            fprintf(text.f,
+                    ",{\"name\":\"boxes\",\"datatype\":\"FP64\",\"shape\":[1,"
+                    "%zu,5],\"parameters\":{\"binary_data_size\":%zu}}",
+                    q->nbox, q->n - 4 - q->file);
+        fputs("]}", text.f);
+        rc = mp_text_close(&text);
+        q->json = text.bytes;
+    }
     json_decref(name);
     free(quoted);
-    return k < 0 ? NULL : text;
-}
-
-/* The file behind its length, as an element of BYTES; free it. */
-static uint8_t *read_element(const char *path, size_t *n, struct mp_error *err)
-{
-    uint8_t *bytes = NULL, *element = NULL;
-    int rc = mp_file_read(path, &bytes, n, err);
-
-    if (rc)
-        return NULL;
-    element = malloc(*n + 4);
-    if (element) {
-        for (int i = 0; i < 4; i++)
-            element[i] = (uint8_t)(*n >> 8 * i);
-        memcpy(element + 4, bytes, *n);
-        *n += 4;
-    } else {
-        no_memory(err);
-    }
-    free(bytes);
-    return element;
+    return rc ? no_memory(err) : 0;
 }
 
 /* Again, as long as the queue over there is full. */
@@ -565,34 +702,40 @@ static int ask_patiently(struct mp_client *c, struct answer *a,
     return mp_fail(err, MP_EIO, "%s: the queue stays full", c->at.sun_path);
 }
 
+/* All that is to be sent. */
+static int pack(struct parcel *q, const struct mp_client *c,
+                struct mp_picture_job *p, const struct mp_input *input)
+{
+    struct mp_sink names = {.stem = input->stem, .kinds = c->settings->kinds};
+    int rc = mp_sink_check(&names, &p->err);
+
+    if (!rc)
+        rc = find_boxes(q, c->settings, p, input);
+    if (!rc)
+        rc = load_data(q, input->path, &p->err);
+    return rc ? rc : write_json(q, c, input->stem, &p->err);
+}
+
 int mp_client_picture(struct mp_client *c, struct mp_picture_job *p,
                       const struct mp_input *input, int *gone)
 {
-    struct mp_sink names = {.stem = input->stem, .kinds = c->settings->kinds};
+    struct parcel q = {.data = NULL};
     struct answer a = {.body = NULL};
-    size_t n = 0;
-    uint8_t *data = NULL;
-    char *json = NULL;
     int rc;
 
     p->input = input;
     p->stage = "read";
     *gone = 0;
-    rc = mp_sink_check(&names, &p->err);
-    if (!rc && !(data = read_element(input->path, &n, &p->err)))
-        rc = p->err.code;
-    if (!rc && !(json = picture_json(c, input->stem, n)))
-        rc = no_memory(&p->err);
+    rc = pack(&q, c, p, input);
     if (!rc) {
         p->stage = "network";
-        rc = ask_patiently(c, &a, json, data, n, &p->err);
+        rc = ask_patiently(c, &a, q.json, q.data, q.n, &p->err);
         *gone = rc != 0;
     }
     if (!rc)
         rc = a.status == 200 ? take_results(&p->done, &a, &p->err)
                              : take_error(p, &a);
     free(a.body);
-    free(json);
-    free(data);
+    parcel_free(&q);
     return rc;
 }

@@ -412,6 +412,17 @@ int mp_conf_file(struct mp_conf *c, const char *path, struct mp_error *err)
     return apply(c, NULL, err);
 }
 
+int mp_conf_in(struct mp_conf *c, const char *folder, struct mp_error *err)
+{
+    char *copy = strdup(folder);
+
+    if (copy == NULL)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    free(c->folder);
+    c->folder = copy;
+    return 0;
+}
+
 const char *mp_conf_folder(const struct mp_conf *c)
 {
     return c->folder == NULL ? "." : c->folder;

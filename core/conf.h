@@ -65,7 +65,9 @@ int mp_conf_finish(struct mp_conf *c, const char *const *known,
  * reproduces them, each key with its help as a comment. */
 int mp_conf_dump(const struct mp_conf *c, FILE *out);
 
-/* The folder of the file given to mp_conf_file, "." for "-". */
+/* The folder of the file given to mp_conf_file, "." for "-"; or that of
+ * mp_conf_in, where there is no file. */
+int mp_conf_in(struct mp_conf *c, const char *folder, struct mp_error *err);
 const char *mp_conf_folder(const struct mp_conf *c);
 
 /* One row with type, range, unit, default and help: for mpipe-inspect. */

@@ -32,6 +32,14 @@ struct mp_opened {
     struct mp_shared_device *shared; /* NULL: o->device is one's own */
 };
 
+#define MP_DEVICES_MAX 16 /* of a pipeline */
+#define MP_DEVICE_NAME 40 /* bytes */
+
+/* The n devices that a configuration means: "cuda:0,2" is "cuda:0" and
+ * "cuda:2", "cuda:all" all that will do; anything else is one device. */
+int mp_device_names(char name[MP_DEVICES_MAX][MP_DEVICE_NAME], size_t *n,
+                    const char *text, struct mp_error *err);
+
 /* name: "auto" (the best that works here, saying at -v why others do not),
  * "cpu", "cuda", "cuda:N". Close with o->backend->close(o->device). */
 int mp_device_open(struct mp_opened *o, const char *name,
@@ -39,10 +47,11 @@ int mp_device_open(struct mp_opened *o, const char *name,
                    struct mp_error *err);
 
 /* Likewise, but a device that is open in `all` already, with as many threads
- * and as exact, is taken as it is. Its arena is o->shared->arena. */
+ * and as exact, and tuned or not, is taken as it is. Its arena is
+ * o->shared->arena. */
 int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
                     const char *name, enum mp_precision precision, int threads,
-                    struct mp_error *err);
+                    int autotune, struct mp_error *err);
 /* After o's sessions. What was never opened is fine. */
 void mp_devices_close(struct mp_devices *all, struct mp_opened *o);
 

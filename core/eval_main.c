@@ -13,6 +13,7 @@
 #include "eval/evaluate.h"
 #include "image.h"
 #include "job.h"
+#include "json.h"
 #include "module.h"
 
 enum { EXIT_SOME_FAILED = 1, EXIT_WRONG_USE, EXIT_FAILED };
@@ -345,7 +346,7 @@ static int write_json(const struct mp_evaluation *e, const char *path,
                       struct mp_error *err)
 {
     json_t *o = mp_evaluation_json(e);
-    char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL, *line = NULL;
+    char *text = o ? mp_json_dump(o, JSON_INDENT(1)) : NULL, *line = NULL;
     int n = text ? asprintf(&line, "%s\n", text) : -1, rc;
 
     json_decref(o);
@@ -501,8 +502,10 @@ int main(int argc, char **argv)
     int rc, status = 0;
 
     a.assign = calloc((size_t)argc + 1, sizeof *a.assign);
-    if (!a.assign)
+    if (!a.assign) {
+        mp_log(MP_LOG_ERROR, NULL, "out of memory");
         return EXIT_FAILED;
+    }
     catch_signals();
     keep_memory();
     rc = parse(&a, argc, argv, &err);

@@ -254,7 +254,7 @@ static int read_list(struct mp_inputs *in, const char *name,
         if (*line)
             rc = add_listed(in, line, err);
     }
-    if (!rc && ferror(f))
+    if (!rc && !feof(f)) /* or out of memory */
         rc = mp_fail(err, MP_EIO, "%s: %s", shown, strerror(errno));
     if (!rc && !in->n)
         rc = mp_fail(err, MP_EINVAL, "%s: no names in it", shown);

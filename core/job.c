@@ -11,12 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "device.h"
 #include "job.h"
 #include "picture_job.h"
 #include "progress.h"
 #include "sink.h"
 
-#define THREADS_MAX 8
+#define THREADS_MAX 8   /* beside a network that runs here */
 #define WAKE        0.1 /* seconds between looks at the stop flag */
 
 enum state {
@@ -35,7 +36,7 @@ struct slot {
     struct mp_picture_job p;
 };
 
-/* A view that waits for the network. */
+/* A view that waits for the network of its picture's device. */
 struct look {
     size_t picture, view;
 };
@@ -55,17 +56,20 @@ struct run {
     struct mp_error fatal; /* code nonzero: ends the run */
     struct mp_counts counts;
     struct mp_seconds seconds;
-    pthread_t thread[THREADS_MAX];
+    pthread_t thread[MP_CLIENT_MOST]; /* no fewer than THREADS_MAX */
     int nthread;
 
     /* the main thread's */
-    size_t batch, window; /* window: pictures that wait to fill a batch */
+    size_t batch, window; /* of any size; pictures that wait to fill it */
     struct look *look;
     size_t nlook, look_cap;
     int merged;   /* a picture has come through */
     size_t gone;  /* the last that was merged or has failed */
     double *each; /* network's seconds per picture */
     size_t neach;
+    double load[MP_DEVICES_MAX]; /* pixels of views, of each device so far */
+    size_t *late; /* pictures whose results are still to come, in order */
+    size_t nlate;
 };
 
 static int no_memory(struct mp_error *err)
@@ -231,11 +235,20 @@ static void drop_looks(struct run *r, size_t picture)
     r->nlook = kept;
 }
 
-static void fail_picture(struct run *r, size_t picture, int rc)
+static int fail_picture(struct run *r, size_t picture, int rc,
+                        struct mp_error *err)
 {
+    struct slot *s = slot_of(r, picture);
+    int bad = mp_picture_job_settle(&s->p, r->job->pipeline);
+
+    if (bad) {
+        *err = s->p.err;
+        return bad;
+    }
     drop_looks(r, picture);
     r->gone = picture;
-    set_state(r, slot_of(r, picture), READY, rc);
+    set_state(r, s, READY, rc);
+    return 0;
 }
 
 static int remember_time(struct run *r, double seconds, struct mp_error *err)
@@ -251,7 +264,23 @@ static int remember_time(struct run *r, double seconds, struct mp_error *err)
     return 0;
 }
 
-/* Merge what has been seen of a picture; when that is all, have it written. */
+/* Have the results of a picture, and let threads write them. */
+static int settle(struct run *r, size_t picture, struct mp_error *err)
+{
+    struct slot *s = slot_of(r, picture);
+    int rc = mp_picture_job_settle(&s->p, r->job->pipeline);
+
+    if (rc) {
+        *err = s->p.err;
+        return rc;
+    }
+    rc = remember_time(r, s->p.network, err);
+    set_state(r, s, MERGED, 0);
+    return rc;
+}
+
+/* Merge what has been seen of a picture; when that is all, have it written, if
+ * need be later. */
 static int merge(struct run *r, size_t picture, struct mp_error *err)
 {
     struct slot *s = slot_of(r, picture);
@@ -263,17 +292,42 @@ static int merge(struct run *r, size_t picture, struct mp_error *err)
         *err = p->err;
         return rc;
     }
-    if (rc) {
-        fail_picture(r, picture, rc);
-        return 0;
-    }
+    if (rc)
+        return fail_picture(r, picture, rc, err);
     if (p->nmerged < p->nview)
         return 0;
     r->merged = 1;
     r->gone = picture;
-    rc = remember_time(r, p->network, err);
-    set_state(r, s, MERGED, 0);
+    if (!p->ticket)
+        return settle(r, picture, err);
+    r->late[r->nlate++] = picture;
+    return 0;
+}
+
+/* Of the first n late pictures those of this device, or all: so the device is
+ * at work on what came after them. */
+static int settle_first(struct run *r, size_t n, size_t device,
+                        struct mp_error *err)
+{
+    size_t kept = 0;
+    int rc = 0;
+
+    for (size_t i = 0; i < r->nlate; i++) {
+        size_t picture = r->late[i];
+
+        if (!rc && i < n &&
+            (device == SIZE_MAX || slot_of(r, picture)->p.device == device))
+            rc = settle(r, picture, err);
+        else
+            r->late[kept++] = picture;
+    }
+    r->nlate = kept;
     return rc;
+}
+
+static int settle_all(struct run *r, struct mp_error *err)
+{
+    return settle_first(r, r->nlate, SIZE_MAX, err);
 }
 
 /* Have these views seen, all of one size. */
@@ -307,8 +361,7 @@ static int run_one(struct run *r, const struct look *look, struct mp_error *err)
         *err = p->err;
         return rc;
     }
-    fail_picture(r, picture, rc);
-    return 0;
+    return fail_picture(r, picture, rc, err);
 }
 
 /* Several views; if that fails, each alone, to find which it is. */
@@ -342,31 +395,43 @@ static int same_size(const struct run *r, const struct look *a,
     const struct mp_view *v = &slot_of(r, a->picture)->p.view[a->view];
     const struct mp_view *w = &slot_of(r, b->picture)->p.view[b->view];
 
-    return v->w == w->w && v->h == w->h;
+    return v->w == w->w && v->h == w->h &&
+           slot_of(r, a->picture)->p.device == slot_of(r, b->picture)->p.device;
 }
 
-/* Views of this one's size, up to a batch. */
-static size_t count_like(const struct run *r, size_t first)
+/* Views of this one's size that go together. */
+static size_t batch_of(const struct run *r, const struct look *a)
 {
-    size_t n = 0;
+    const struct mp_picture_job *p = &slot_of(r, a->picture)->p;
+    const struct mp_view *v = &p->view[a->view];
+    size_t n = mp_pipeline_batch(r->job->pipeline, p->device, v->h, v->w);
 
-    for (size_t i = first; i < r->nlook && n < r->batch; i++)
+    return n < r->batch ? n : r->batch;
+}
+
+/* Are there as many as go together? */
+static int is_full(const struct run *r, size_t first)
+{
+    size_t n = 0, most = batch_of(r, &r->look[first]);
+
+    for (size_t i = first; i < r->nlook && n < most; i++)
         n += same_size(r, &r->look[first], &r->look[i]);
-    return n;
+    return n == most;
 }
 
 /* Take up to a batch of the waiting views that are of this one's size. */
 static int run_like(struct run *r, size_t first, struct mp_error *err)
 {
     struct look like = r->look[first], *some;
-    size_t n = 0, kept = first;
+    size_t device = slot_of(r, like.picture)->p.device, late = r->nlate;
+    size_t n = 0, kept = first, most = batch_of(r, &like);
     int rc;
 
-    some = malloc(r->batch * sizeof *some);
+    some = malloc(most * sizeof *some);
     if (!some)
         return no_memory(err);
     for (size_t i = first; i < r->nlook; i++) {
-        if (n < r->batch && same_size(r, &like, &r->look[i]))
+        if (n < most && same_size(r, &like, &r->look[i]))
             some[n++] = r->look[i];
         else
             r->look[kept++] = r->look[i];
@@ -374,7 +439,7 @@ static int run_like(struct run *r, size_t first, struct mp_error *err)
     r->nlook = kept;
     rc = run_some(r, some, n, err);
     free(some);
-    return rc;
+    return rc ? rc : settle_first(r, late, device, err);
 }
 
 /* Full batches; then what has waited for the whole window before `picture`. */
@@ -383,7 +448,7 @@ static int run_due(struct run *r, size_t picture, struct mp_error *err)
     int rc = 0;
 
     for (size_t i = 0; i < r->nlook && !rc;) {
-        if (count_like(r, i) < r->batch) {
+        if (!is_full(r, i)) {
             i++;
             continue;
         }
@@ -395,10 +460,21 @@ static int run_due(struct run *r, size_t picture, struct mp_error *err)
     return rc;
 }
 
+/* Pictures go to the device that has had the least to see. */
+static void choose_device(struct run *r, struct mp_picture_job *p)
+{
+    for (size_t i = 1; i < mp_pipeline_devices(r->job->pipeline); i++)
+        if (r->load[i] < r->load[p->device])
+            p->device = i;
+    for (size_t i = 0; i < p->nview; i++)
+        r->load[p->device] += (double)p->view[i].w * p->view[i].h;
+}
+
 static int add_looks(struct run *r, size_t picture, struct mp_error *err)
 {
     size_t n = slot_of(r, picture)->p.nview;
 
+    choose_device(r, &slot_of(r, picture)->p);
     if (r->nlook + n > r->look_cap) {
         struct look *more = realloc(r->look, (r->nlook + n) * sizeof *more);
 
@@ -413,6 +489,16 @@ static int add_looks(struct run *r, size_t picture, struct mp_error *err)
 }
 
 /* ---- the main thread ---- */
+
+static int is_loaded(struct run *r, size_t picture)
+{
+    int yes;
+
+    pthread_mutex_lock(&r->lock);
+    yes = picture < r->nloaded && slot_of(r, picture)->state == LOADED;
+    pthread_mutex_unlock(&r->lock);
+    return yes;
+}
 
 /* Wait until this picture has been loaded; 0: the run is to end. */
 static int wait_for(struct run *r, size_t picture)
@@ -456,9 +542,14 @@ static int feed(struct run *r, struct mp_error *err)
 {
     int rc = 0;
 
-    for (size_t k = 0; k < r->ntodo && !rc && wait_for(r, k); k++) {
+    for (size_t k = 0; k < r->ntodo && !rc; k++) {
         struct slot *s = slot_of(r, k);
 
+        /* while there is nothing to see, results are not kept waiting */
+        if (!is_loaded(r, k))
+            rc = settle_all(r, err);
+        if (rc || !wait_for(r, k))
+            break;
         if (s->rc) {
             set_state(r, s, READY, s->rc);
             continue;
@@ -477,7 +568,7 @@ static int feed(struct run *r, struct mp_error *err)
         if (r->nlook)
             rc = run_like(r, 0, err);
     }
-    return rc;
+    return rc ? rc : settle_all(r, err);
 }
 
 /* ---- beginning and end ---- */
@@ -496,15 +587,14 @@ static int start_threads(struct run *r, struct mp_error *err)
     sigset_t all, before;
 
     want = want < 2 ? 2 : want > THREADS_MAX ? THREADS_MAX : want;
-    if (r->job->client)
-        want = THREADS_MAX; /* they wait, most of the time */
-    r->batch = r->job->settings->compute.batch > 0
-                   ? (size_t)r->job->settings->compute.batch
-                   : 1;
-    r->window = 2 * r->batch;
+    if (r->job->client) /* they wait, most of the time */
+        want = mp_client_many(r->job->client);
+    r->batch = mp_pipeline_batch(r->job->pipeline, 0, 0, 0);
+    r->window = 2 * r->batch * mp_pipeline_devices(r->job->pipeline);
     r->nring = r->window + (size_t)want + 1;
     r->ring = calloc(r->nring, sizeof *r->ring);
-    if (!r->ring)
+    r->late = calloc(r->nring, sizeof *r->late);
+    if (!r->ring || !r->late)
         return no_memory(err);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -532,6 +622,7 @@ static void end_threads(struct run *r, const struct mp_error *err)
 
         if (s->state == READY)
             account(r, s);
+        mp_picture_job_settle(&s->p, r->job->pipeline);
         mp_picture_job_free(&s->p);
     }
     free(r->ring);
@@ -662,5 +753,6 @@ int mp_job_run(const struct mp_job *job, struct mp_counts *counts,
     free(r.todo);
     free(r.look);
     free(r.each);
+    free(r.late);
     return rc;
 }

@@ -21,6 +21,7 @@ noinst_LTLIBRARIES += %reldir%/libcpu.la
 
 lib_LTLIBRARIES += libmpipe.la
 libmpipe_la_SOURCES = \
+	%reldir%/arena.c %reldir%/arena.h \
 	%reldir%/base.c \
 	%reldir%/boxes.c %reldir%/boxes.h \
 	%reldir%/classes.c %reldir%/classes.h \
@@ -43,6 +44,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/picture_write.c \
 	%reldir%/pipeline.c %reldir%/pipeline.h \
 	%reldir%/png_fast.c %reldir%/png_fast.h \
+	%reldir%/png_filter.c \
 	%reldir%/progress.c %reldir%/progress.h \
 	%reldir%/rainbow.c \
 	%reldir%/record.c %reldir%/record.h \
@@ -51,6 +53,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/session.c %reldir%/session.h \
 	%reldir%/settings.c %reldir%/settings.h \
 	%reldir%/sink.c %reldir%/sink.h \
+	%reldir%/text.c %reldir%/text.h \
 	%reldir%/warp.c \
 	%reldir%/weights.c %reldir%/weights.h %reldir%/weights_impl.h \
 	%reldir%/weights_diffusers.c \
@@ -64,7 +67,11 @@ libmpipe_la_SOURCES = \
 	%reldir%/eval/oks.c \
 	%reldir%/eval/pairs.c %reldir%/eval/pairs.h \
 	%reldir%/eval/report.c \
-	%reldir%/eval/seg_metrics.c
+	%reldir%/eval/seg_metrics.c \
+	%reldir%/train/adamw.c %reldir%/train/adamw.h \
+	%reldir%/train/augment.c %reldir%/train/augment.h \
+	%reldir%/train/loss.c %reldir%/train/loss.h \
+	%reldir%/train/schedule.c %reldir%/train/schedule.h
 libmpipe_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 # The contract is the installed headers; all of mp_ is visible, so that tests
 # reach the parts through the very library that heads are linked to.

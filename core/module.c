@@ -5,12 +5,19 @@
  * says "file not found" to everything.
  */
 #include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
 #include <ltdl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "module.h"
+
+#define PATIENCE 30 /* seconds to load a module, where that is but tried */
 
 enum kind { HEAD, BACKEND };
 
@@ -26,7 +33,7 @@ static const struct {
 
 /* libltdl itself is one per process, and so is this. */
 static struct {
-    int up;
+    int up, strict;
     char reason[400]; /* of the last dlopen that failed */
     char *first;      /* folders of mp_module_path, colon-separated */
 } state;
@@ -37,15 +44,52 @@ struct header {
     const char *name;
 };
 
+/* ---- whose code it is ---- */
+
+/* In a sticky folder, files are their owners' only. */
+static int is_folder_open(const char *file)
+{
+    const char *slash = strrchr(file, '/');
+    char folder[PATH_MAX];
+    struct stat st;
+
+    snprintf(folder, sizeof folder, "%.*s/.", slash ? (int)(slash - file) : 1,
+             slash ? file : ".");
+    return !stat(folder, &st) && st.st_mode & S_IWOTH &&
+           !(st.st_mode & S_ISVTX);
+}
+
+/* Nonzero, and the reason: anybody could have made it what it is. */
+static int is_anybodys(const char *file)
+{
+    struct stat st;
+    int file_open = !stat(file, &st) && st.st_mode & S_IWOTH;
+
+    if (!state.strict || (!file_open && !is_folder_open(file)))
+        return 0;
+    snprintf(state.reason, sizeof state.reason,
+             "everybody may write %s%s: chmod o-w",
+             file_open ? "" : "the folder of ", file);
+    return 1;
+}
+
+void mp_module_strict(void)
+{
+    state.strict = 1;
+}
+
 /* ---- the loader ---- */
 
 static lt_module now_open(lt_user_data data, const char *file,
                           lt_dladvise advise)
 {
-    void *m = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    void *m;
 
     (void)data;
     (void)advise;
+    if (is_anybodys(file))
+        return NULL;
+    m = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!m && !access(file, F_OK))
         snprintf(state.reason, sizeof state.reason, "%s", dlerror());
     return m;
@@ -73,11 +117,14 @@ static const lt_dlvtable now_loader = {
 
 static int start(struct mp_error *err)
 {
+    lt_dlvtable *lazy;
+
     if (state.up)
         return 0;
-    if (lt_dlinit() || lt_dlloader_add(&now_loader))
+    if (lt_dlinit() || lt_dlloader_add(&now_loader) ||
+        !(lazy = lt_dlloader_remove("lt_dlopen")))
         return mp_fail(err, MP_ENOTSUP, "libltdl: %s", lt_dlerror());
-    free(lt_dlloader_remove("lt_dlopen")); /* it gives its table back */
+    free(lazy);
     state.up = 1;
     return 0;
 }
@@ -122,6 +169,15 @@ static int refuse(lt_dlhandle h, struct mp_error *err)
     return err->code;
 }
 
+/* libltdl opens what the text file says that libtool left beside the module. */
+static lt_dlhandle open_module(const char *file)
+{
+    char text[PATH_MAX];
+
+    snprintf(text, sizeof text, "%s.la", file);
+    return is_anybodys(text) ? NULL : lt_dlopenext(file);
+}
+
 /* A module without its suffix: libltdl tries .la (build trees) and .so. */
 static int load(const void **out, enum kind kind, const char *file,
                 struct mp_error *err)
@@ -134,7 +190,10 @@ static int load(const void **out, enum kind kind, const char *file,
         return err->code;
     base_name(stem, sizeof stem, file);
     state.reason[0] = '\0';
-    h = lt_dlopenext(file);
+    errno = 0;
+    h = open_module(file);
+    if (!h && errno == ENOMEM)
+        return mp_fail(err, MP_ENOMEM, "%s: out of memory", file);
     if (!h)
         return mp_fail(err, MP_EABI, "%s cannot be loaded: %s", file,
                        *state.reason ? state.reason : lt_dlerror());
@@ -204,19 +263,24 @@ static int visit_file(const char *file, void *data)
 static int visit_all(struct visit *v, struct mp_error *err)
 {
     char *all, *save = NULL;
-    int rc = start(err);
+    int rc = start(err), stop = 0;
 
     if (rc)
         return rc;
     all = folders(v->kind);
     if (!all)
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    for (char *dir = strtok_r(all, ":", &save); dir && !rc;
-         dir = strtok_r(NULL, ":", &save))
-        if (*dir == '/')
-            rc = lt_dlforeachfile(dir, visit_file, v);
+    for (char *dir = strtok_r(all, ":", &save); dir && !stop && !rc;
+         dir = strtok_r(NULL, ":", &save)) {
+        if (*dir != '/')
+            continue;
+        errno = 0; /* out of memory, libltdl passes files over */
+        stop = lt_dlforeachfile(dir, visit_file, v);
+        if (!stop && errno == ENOMEM)
+            rc = mp_fail(err, MP_ENOMEM, "%s: out of memory", dir);
+    }
     free(all);
-    return 0;
+    return rc;
 }
 
 /* ---- finding one ---- */
@@ -296,18 +360,75 @@ struct listing {
     void *user;
 };
 
+/* Whether this process is still there when it has loaded that. */
+static int try_load(enum kind kind, const char *file, struct mp_error *err)
+{
+    enum { LOADED = 97 };
+    struct mp_error why;
+    const void *p;
+    pid_t child = fork();
+    int status, got;
+
+    if (child < 0)
+        return mp_fail(err, MP_EIO, "fork: %s", strerror(errno));
+    if (!child) {
+        alarm(PATIENCE);
+        load(&p, kind, file, &why);
+        _exit(LOADED);
+    }
+    do
+        got = waitpid(child, &status, 0);
+    while (got < 0 && errno == EINTR);
+    if (got > 0 && WIFSIGNALED(status))
+        return mp_fail(err, MP_EABI,
+                       "%s cannot be loaded: the process is killed by signal "
+                       "%d (%s)",
+                       file, WTERMSIG(status), strsignal(WTERMSIG(status)));
+    if (got > 0 && WEXITSTATUS(status) != LOADED)
+        return mp_fail(err, MP_EABI,
+                       "%s cannot be loaded: the process ends with status %d",
+                       file, WEXITSTATUS(status));
+    return 0;
+}
+
 static int list_one(struct visit *v, const char *file)
 {
     struct listing *l = v->user;
     struct mp_error why = {0};
     const void *p = NULL;
-    int rc = load(&p, v->kind, file, &why);
+    int rc = try_load(v->kind, file, &why);
+
+    if (!rc)
+        rc = load(&p, v->kind, file, &why);
 
     if (v->kind == HEAD)
         l->head(l->user, file, p, rc ? why.text : NULL);
     else
         l->backend(l->user, file, p, rc ? why.text : NULL);
     return 0;
+}
+
+struct naming {
+    mp_name_seen *seen;
+    void *user;
+};
+
+static int name_one(struct visit *v, const char *file)
+{
+    struct naming *n = v->user;
+    char name[64];
+
+    base_name(name, sizeof name, file);
+    n->seen(n->user, name);
+    return 0;
+}
+
+int mp_head_names(mp_name_seen *seen, void *user, struct mp_error *err)
+{
+    struct naming n = {seen, user};
+    struct visit v = {.kind = HEAD, .each = name_one, .user = &n};
+
+    return visit_all(&v, err);
 }
 
 int mp_head_list(mp_head_seen *seen, void *user, struct mp_error *err)

@@ -320,8 +320,10 @@ int main(int argc, char **argv)
     int status = -1;
 
     a.assign = calloc((size_t)argc, sizeof *a.assign);
-    if (!a.assign)
+    if (!a.assign) {
+        mp_log(MP_LOG_ERROR, NULL, "out of memory");
         return EXIT_FAILED;
+    }
     catch_signals();
     if (parse(&a, argc, argv, &status, &err))
         status = EXIT_WRONG_USE;

@@ -156,16 +156,48 @@ static void block_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* A connection and the pictures of a request are descriptors. */
-static void raise_files(void)
+/* How many descriptors there may be. */
+static rlim_t raise_files(void)
 {
     struct rlimit r;
 
-    if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur == r.rlim_max)
-        return;
-    r.rlim_cur = r.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &r))
-        mp_log(MP_LOG_WARNING, "system", "open files: %s", strerror(errno));
+    if (getrlimit(RLIMIT_NOFILE, &r))
+        return RLIM_INFINITY;
+    if (r.rlim_cur != r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &r) || getrlimit(RLIMIT_NOFILE, &r))
+            mp_log(MP_LOG_WARNING, "system", "open files: %s", strerror(errno));
+    }
+    return r.rlim_cur;
+}
+
+/* A connection is a descriptor, and its request has two at most: a picture as
+ * it came and inflated, or results. libmicrohttpd is not to run out of them: it
+ * would try again without a pause. */
+static int fit_files(struct mp_daemon_conf *c, size_t nlisten,
+                     struct mp_error *err)
+{
+    rlim_t all = raise_files(), each = 3 * (rlim_t)nlisten;
+    rlim_t threads = (rlim_t)c->http.threads * nlisten;
+    rlim_t other = 16 + 2 * threads + 6 * (rlim_t)c->npipeline;
+
+    if (all == RLIM_INFINITY)
+        return 0;
+    if (all < other + each * (rlim_t)c->http.threads)
+        return mp_fail(err, MP_ENOTSUP,
+                       "%lu open files (ulimit -n) are too few: %lu are needed "
+                       "at least",
+                       (unsigned long)all,
+                       (unsigned long)(other + each * (rlim_t)c->http.threads));
+    if ((all - other) / each >= (rlim_t)c->limits.connections)
+        return 0;
+    mp_log(MP_LOG_WARNING, "system",
+           "%lu open files (ulimit -n) are enough for %lu connections, not for "
+           "[limits] connections = %d",
+           (unsigned long)all, (unsigned long)((all - other) / each),
+           (int)c->limits.connections);
+    c->limits.connections = (int32_t)((all - other) / each);
+    return 0;
 }
 
 static int serve_all(struct mp_front *f, const struct mp_daemon_conf *conf,
@@ -195,8 +227,9 @@ static int run(const struct arguments *a, struct mp_daemon_conf *conf,
     int rc;
 
     block_signals();
-    raise_files();
     rc = mp_listen_open(&l, conf, err);
+    if (!rc)
+        rc = fit_files(conf, l.n, err);
     if (rc) {
         mp_daemon_conf_free(conf);
         mp_listen_close(&l);
@@ -235,10 +268,14 @@ int main(int argc, char **argv)
 
     a.assign = calloc((size_t)argc, sizeof *a.assign);
     a.worker = calloc(2 * (size_t)argc + 3, sizeof *a.worker);
-    if (!a.assign || !a.worker)
+    if (!a.assign || !a.worker) {
+        mp_log(MP_LOG_ERROR, NULL, "out of memory");
         return EXIT_FAILED;
+    }
     if (parse(&a, argc, argv, &status, &err))
         status = EXIT_WRONG_USE;
+    if (a.is_worker)
+        mp_module_strict(); /* its heads are everybody's */
     if (status < 0 && a.is_worker)
         status = mp_worker_run(&err) ? EXIT_FAILED : 0;
     else if (status < 0)

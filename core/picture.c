@@ -615,9 +615,7 @@ int mp_map_read(uint16_t **out, int32_t *width, int32_t *height, int *bits,
     j.at = bytes;
     if (!is_png(bytes, j.left)) {
         rc = mp_fail(err, MP_EFORMAT, "not a PNG");
-    } else if (mp_png_gray16(out, width, height, bytes, j.left)) {
-        *bits = 16;
-    } else {
+    } else if (!mp_png_map(out, width, height, bits, bytes, j.left)) {
         rc = decode_map(out, &j, err);
         *width = (int32_t)j.width;
         *height = (int32_t)j.height;

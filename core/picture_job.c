@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "boxes.h"
+#include "json.h"
 #include "picture_job.h"
 
 #define VIEWS_MAX (1 << 20)
@@ -57,11 +58,11 @@ static int identify(struct mp_picture_job *p, const struct mp_settings *s)
     int is_listed = s->boxes && !p->box, rc = find_boxes(p, s, &number);
     json_t *id;
 
-    if (rc)
-        return rc;
+    if (rc || p->id)
+        return rc; /* it is known */
     id = number < 0 && !is_listed ? mp_json_text(base_name(stem))
                                   : json_integer(number);
-    p->id = id ? json_dumps(id, JSON_ENCODE_ANY) : NULL;
+    p->id = id ? mp_json_dump(id, JSON_ENCODE_ANY) : NULL;
     json_decref(id);
     return p->id ? 0 : no_memory(&p->err);
 }
@@ -108,8 +109,7 @@ static int ask_views(struct mp_picture_job *p, const struct mp_settings *s)
     p->nview = (size_t)n;
     p->view = calloc(p->nview + 1, sizeof *p->view);
     p->map = calloc(p->nview + 1, sizeof *p->map);
-    p->dim = calloc(p->nview + 1, sizeof *p->dim);
-    if (!p->view || !p->map || !p->dim)
+    if (!p->view || !p->map)
         return no_memory(&p->err);
     if (head->views(s->head_conf, &img, p->view, p->nview, &p->err) != n)
         return mp_fail(&p->err, MP_EINVAL, "head %s: unsure about its views",
@@ -239,26 +239,6 @@ int mp_is_of_picture(int rc)
            rc == MP_EFORMAT;
 }
 
-/* One view's part of what the network gave for several. */
-static int take_map(struct mp_picture_job *p, size_t view,
-                    const struct mp_tensor *map, size_t i, struct mp_error *err)
-{
-    size_t one = (size_t)(map->dim[1] * map->dim[2] * map->dim[3]);
-
-    if (!p->map[view])
-        p->nmap++; /* else it is seen again, alone */
-    free(p->map[view]);
-    p->map[view] = malloc(one * sizeof **p->map);
-    if (!p->map[view]) {
-        p->nmap--;
-        return no_memory(err);
-    }
-    memcpy(p->map[view], (const float *)map->data + i * one,
-           one * sizeof **p->map);
-    memcpy(p->dim[view], &map->dim[1], sizeof *p->dim);
-    return 0;
-}
-
 static double network_seconds(const struct mp_pipeline *pipeline)
 {
     struct mp_pipeline_times t;
@@ -273,27 +253,29 @@ int mp_picture_job_see(const struct mp_look *look, size_t n,
     const struct mp_view *v = &look->p->view[look->view];
     uint8_t **px = calloc(n, sizeof *px);
     int *owned = calloc(n, sizeof *owned);
-    struct mp_tensor map = {.data = NULL};
+    struct mp_map *map = calloc(n, sizeof *map);
     double began = network_seconds(pipeline);
-    int rc = px && owned ? 0 : no_memory(err);
+    int rc = px && owned && map ? 0 : no_memory(err);
 
     for (size_t i = 0; i < n && !rc; i++) {
         px[i] = mp_picture_job_view(look[i].p, look[i].view, &owned[i]);
         rc = px[i] ? 0 : no_memory(err);
     }
     if (!rc)
-        rc = mp_pipeline_network(pipeline, (const uint8_t *const *)px, n, v->h,
-                                 v->w, &map, err);
+        rc = mp_pipeline_network(pipeline, look->p->device,
+                                 (const uint8_t *const *)px, n, v->h, v->w, map,
+                                 err);
     for (size_t i = 0; i < n && !rc; i++) {
         look[i].p->network += (network_seconds(pipeline) - began) / (double)n;
-        rc = take_map(look[i].p, look[i].view, &map, i, err);
+        look[i].p->map[look[i].view] = map[i];
+        look[i].p->nmap++;
     }
     for (size_t i = 0; px && owned && i < n; i++)
         if (owned[i])
             free(px[i]);
-    free((void *)map.data);
     free(px);
     free(owned);
+    free(map);
     return rc;
 }
 
@@ -312,7 +294,7 @@ static size_t count_group(const struct mp_picture_job *p, size_t first)
     size_t end = first;
 
     while (end < p->nview && p->view[end].group == p->view[first].group)
-        if (!p->map[end++])
+        if (!p->map[end++].held)
             return 0;
     return end - first;
 }
@@ -325,26 +307,28 @@ static int merge_group(struct mp_picture_job *p, const struct mp_settings *s,
     char name[256];
     struct mp_image img = mp_picture_job_image(p, name);
     size_t first = p->nmerged;
-    struct mp_group q = {.img = &img,
+    struct mp_group q = {.device = p->device,
+                         .img = &img,
                          .view = p->view + first,
-                         .map = (const float *const *)p->map + first,
-                         .dim = (const int64_t(*)[3])p->dim + first,
+                         .map = p->map + first,
                          .nview = n,
                          .nth = p->view[first].group,
                          .count = p->view[p->nview - 1].group + 1,
-                         .sum = p->sum.data ? &p->sum : NULL,
                          .want = &want};
-    int is_last = q.nth + 1 == q.count;
-    struct mp_tensor sum = {.data = NULL};
-    size_t nsum;
-    int rc = is_last ? mp_pipeline_merge(pipeline, &q, p->result,
-                                         MP_MAX_RESULTS, &p->nresult, &p->err)
-                     : mp_pipeline_merge(pipeline, &q, &sum, 1, &nsum, &p->err);
+    uint64_t ticket;
+    int rc = mp_pipeline_merge(pipeline, &q, &p->answer, &ticket, &p->err);
 
-    free((void *)p->sum.data);
-    p->sum = sum;
-    if (rc)
-        p->nresult = 0;
+    p->ticket = ticket > p->ticket ? ticket : p->ticket;
+    return rc;
+}
+
+/* A map that is to be written, or is the result. */
+static int keep_map(struct mp_picture_job *p, size_t view)
+{
+    uint64_t ticket;
+    int rc = mp_pipeline_fetch(&p->map[view], &ticket, &p->err);
+
+    p->ticket = ticket > p->ticket ? ticket : p->ticket;
     return rc;
 }
 
@@ -359,12 +343,25 @@ int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
     while (!rc && p->nmerged < p->nview && (n = count_group(p, p->nmerged))) {
         if (s->plugin->merge)
             rc = merge_group(p, s, pipeline, n);
-        for (; n; n--, p->nmerged++)
-            if (!keep) {
-                free(p->map[p->nmerged]);
-                p->map[p->nmerged] = NULL;
-            }
+        for (; n && !rc; n--, p->nmerged++)
+            if (keep)
+                rc = keep_map(p, p->nmerged);
+            else
+                mp_map_free(&p->map[p->nmerged]);
     }
+    return rc;
+}
+
+int mp_picture_job_settle(struct mp_picture_job *p,
+                          struct mp_pipeline *pipeline)
+{
+    double began = network_seconds(pipeline);
+    int rc = p->ticket
+                 ? mp_pipeline_wait(pipeline, p->device, p->ticket, &p->err)
+                 : 0;
+
+    p->ticket = 0;
+    p->network += network_seconds(pipeline) - began;
     return rc;
 }
 
@@ -373,26 +370,26 @@ int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
 /* What the network gave: N x H x W x C, N views. */
 static int write_raw(struct mp_picture_job *p, struct mp_sink *sink)
 {
-    const int64_t *d = p->dim[0];
-    size_t one = (size_t)(d[0] * d[1] * d[2]);
+    const int64_t *d = p->map[0].dim;
+    size_t one = (size_t)(d[1] * d[2] * d[3]);
     struct mp_tensor t = {.name = MP_KIND_RAW,
                           .dtype = MP_F32,
                           .ndim = 4,
-                          .dim = {(int64_t)p->nview, d[0], d[1], d[2]}};
+                          .dim = {(int64_t)p->nview, d[1], d[2], d[3]}};
     float *all;
     int rc;
 
     if (!p->nview)
         return mp_fail(&p->err, MP_ENOTSUP, "formats: raw of no view at all");
     for (size_t i = 1; i < p->nview; i++)
-        if (memcmp(p->dim[i], d, sizeof *p->dim))
+        if (memcmp(p->map[i].dim, d, sizeof p->map[i].dim))
             return mp_fail(&p->err, MP_ENOTSUP,
                            "formats: raw needs views of one size");
     t.data = all = malloc(p->nview * one * sizeof *all);
     if (!all)
         return no_memory(&p->err);
     for (size_t i = 0; i < p->nview; i++)
-        memcpy(all + i * one, p->map[i], one * sizeof *all);
+        memcpy(all + i * one, p->map[i].host, one * sizeof *all);
     rc = mp_sink_npy(sink, MP_KIND_RAW, &t, &p->err);
     free(all);
     return rc;
@@ -405,8 +402,8 @@ static struct mp_tensor *maps_as_results(const struct mp_picture_job *p)
 
     for (size_t i = 0; t && i < p->nview; i++) {
         t[i] = (struct mp_tensor){
-            .name = "map", .dtype = MP_F32, .ndim = 3, .data = p->map[i]};
-        memcpy(t[i].dim, p->dim[i], sizeof *p->dim);
+            .name = "map", .dtype = MP_F32, .ndim = 3, .data = p->map[i].host};
+        memcpy(t[i].dim, p->map[i].dim + 1, 3 * sizeof *t[i].dim);
     }
     return t;
 }
@@ -431,8 +428,9 @@ int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
     if (!s->plugin->merge && !(maps = maps_as_results(p)))
         rc = no_memory(&p->err);
     if (!rc)
-        rc = s->plugin->decode(s->head_conf, &img, maps ? maps : p->result,
-                               maps ? p->nview : p->nresult, &sink, &p->err);
+        rc = s->plugin->decode(
+            s->head_conf, &img, maps ? maps : p->answer.result,
+            maps ? p->nview : p->answer.nresult, &sink, &p->err);
     if (!rc && mp_sink_wants(&sink, MP_KIND_RAW))
         rc = write_raw(p, &sink);
     free(maps);
@@ -444,17 +442,14 @@ void mp_picture_job_free(struct mp_picture_job *p)
     for (size_t i = 0; i < p->nscaled; i++)
         mp_picture_free(&p->scaled[i]);
     for (size_t i = 0; p->map && i < p->nview; i++)
-        free(p->map[i]);
-    for (size_t i = 0; i < p->nresult; i++)
-        free((void *)p->result[i].data);
+        mp_map_free(&p->map[i]);
+    mp_answer_free(&p->answer);
     mp_picture_free(&p->source);
     mp_keep_free(&p->done);
-    free((void *)p->sum.data);
     free(p->box);
     free(p->id);
     free(p->scaled);
     free(p->view);
     free(p->map);
-    free(p->dim);
     memset(p, 0, sizeof *p);
 }

@@ -14,8 +14,6 @@
 #include "settings.h"
 #include "sink.h"
 
-#define MP_MAX_RESULTS 16
-
 struct mp_picture_job {
     const struct mp_input *input;
     const char *stage; /* where it is, or failed */
@@ -25,16 +23,15 @@ struct mp_picture_job {
     size_t nscaled;
     struct mp_box *box;
     size_t nbox;
-    char *id; /* JSON */
+    char *id;      /* JSON */
+    size_t device; /* that sees it */
     struct mp_view *view;
-    float **map; /* of each view, from when the network has seen it until its
-                    group is merged */
-    int64_t (*dim)[3];
-    size_t nview, nmap;   /* nmap: seen so far */
-    size_t nmerged;       /* views whose group is merged */
-    struct mp_tensor sum; /* of the groups merged; data NULL: none */
-    struct mp_tensor result[MP_MAX_RESULTS];
-    size_t nresult;
+    struct mp_map *map; /* of each view, from when the network has seen it
+                           until its group is merged, or to the end */
+    size_t nview, nmap; /* nmap: seen so far */
+    size_t nmerged;     /* views whose group is merged */
+    struct mp_answer answer;
+    uint64_t ticket;      /* when all of it is on the host */
     double network;       /* seconds */
     struct mp_keep *keep; /* borrowed: results go here, not to files */
     struct mp_keep done;  /* results that came from elsewhere */
@@ -43,8 +40,8 @@ struct mp_picture_job {
 /* Read it, ask the head for views, scale. */
 int mp_picture_job_load(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
-/* The same of a picture that is there already: source is set and, if boxes
- * are, they stand for those of the settings. */
+/* The same of a picture that is there already: source is set, and box and id
+ * may be, in place of those of the settings and the name. */
 int mp_picture_job_open(struct mp_picture_job *p, const struct mp_input *input,
                         const struct mp_settings *s);
 /* The pixels of a view; *owned: free them. */
@@ -53,7 +50,8 @@ uint8_t *mp_picture_job_view(const struct mp_picture_job *p, size_t view,
 /* Failures that are the picture's: too large for the memory, a shape that an
  * op refuses. All others are the device's. */
 int mp_is_of_picture(int rc);
-/* Have the network look at these views, all of one size. */
+/* Have the network look at these views, all of one size, pictures of one
+ * device. */
 struct mp_look {
     struct mp_picture_job *p;
     size_t view;
@@ -64,9 +62,13 @@ int mp_picture_job_see(const struct mp_look *look, size_t n,
 struct mp_image mp_picture_job_image(const struct mp_picture_job *p,
                                      char name[256]);
 /* Merge the groups of views that the network has seen, in their order; after
- * the last, nmerged is nview. */
+ * the last, nmerged is nview. What p is to write or keep is on the host when
+ * mp_picture_job_settle has returned: to be called before any other thread has
+ * p, and before p is freed, also if something failed. */
 int mp_picture_job_merge(struct mp_picture_job *p, const struct mp_settings *s,
                          struct mp_pipeline *pipeline);
+int mp_picture_job_settle(struct mp_picture_job *p,
+                          struct mp_pipeline *pipeline);
 /* Results to files below out, or to keep. */
 int mp_picture_job_write(struct mp_picture_job *p, const struct mp_settings *s,
                          const char *out);

@@ -12,7 +12,9 @@
 #include "graph_impl.h"
 #include "session.h"
 
-#define KEPT 4 /* sessions of each kind */
+#define KEPT  4  /* sessions of each kind */
+#define SIZES 16 /* of views, whose batch is known */
+#define MOST  16 /* views at once, on a GPU that decides */
 
 struct cached {
     struct mp_session *session;
@@ -22,19 +24,35 @@ struct cached {
     uint64_t used; /* clock of the last use */
 };
 
+/* How many views of a size go together. */
+struct fit {
+    int32_t h, w;
+    size_t n;
+    int halved; /* more did not fit */
+};
+
+/* One of the devices. */
+struct unit {
+    struct mp_pipeline *of;
+    struct mp_opened device;
+    struct cached network[KEPT], merge[KEPT];
+    struct fit fit[SIZES]; /* the latest, and which is the next to go */
+    size_t nfit;
+};
+
 struct mp_pipeline {
     struct mp_pipeline_conf conf;
     const char *variant; /* text of mp_pipeline_use */
     struct mp_weights *weights;
     struct mp_devices *devices, own;
-    struct mp_opened device;
+    struct unit unit[MP_DEVICES_MAX];
+    size_t nunit; /* 0: elsewhere */
     struct mp_arch arch;
-    struct cached network[KEPT], merge[KEPT];
     uint64_t clock;
     struct mp_pipeline_times times;
     int profile;
-    char backend_text[256], network_text[256];
-    char *device_text, *precision_text; /* elsewhere; else NULL */
+    char backend_text[256], network_text[256], device_text[160];
+    char *precision_text; /* elsewhere; else NULL */
 };
 
 static double now(void)
@@ -54,7 +72,7 @@ static int is_hit(const struct cached *c, const void *key, size_t bytes)
 
 /* The session of this key, or else the place for it: the least recently
  * used one's. */
-static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
+static struct cached *look_up(struct unit *u, struct cached *cache,
                               const void *key, size_t bytes)
 {
     struct cached *oldest = &cache[0];
@@ -63,7 +81,7 @@ static struct cached *look_up(struct mp_pipeline *p, struct cached *cache,
         struct cached *c = &cache[i];
 
         if (is_hit(c, key, bytes)) {
-            c->used = ++p->clock;
+            c->used = ++u->of->clock;
             return c;
         }
         if (c->used < oldest->used)
@@ -91,10 +109,9 @@ static struct cached *look_like(struct cached *cache, const struct mp_graph *g)
 
 /* Take the key, and g in any case. *at, the place of the least recently used
  * session, becomes that of g's, which is compiled if need be. */
-static int remember(struct mp_pipeline *p, struct cached *cache,
-                    struct cached **at, struct mp_graph *g,
-                    enum mp_dtype precision, const void *key, size_t bytes,
-                    struct mp_error *err)
+static int remember(struct unit *u, struct cached *cache, struct cached **at,
+                    struct mp_graph *g, enum mp_dtype precision,
+                    const void *key, size_t bytes, struct mp_error *err)
 {
     struct cached *like = look_like(cache, g), fresh = {.graph = g};
     double began = now();
@@ -112,18 +129,18 @@ static int remember(struct mp_pipeline *p, struct cached *cache,
         like->session = rc ? like->session : NULL;
     } else if (!rc) {
         /* the old one goes after: what both have packed is kept */
-        rc = mp_session_new(&fresh.session, &p->device.shared->arena, g,
+        rc = mp_session_new(&fresh.session, &u->device.shared->arena, g,
                             precision, err);
-        p->times.compile += now() - began;
+        u->of->times.compile += now() - began;
     }
     if (rc) {
         forget(&fresh);
         return rc;
     }
     forget(*at);
-    fresh.used = ++p->clock;
+    fresh.used = ++u->of->clock;
     **at = fresh;
-    mp_session_profile(fresh.session, p->profile);
+    mp_session_profile(fresh.session, u->of->profile);
     return 0;
 }
 
@@ -134,7 +151,8 @@ static struct mp_graph *network_graph(struct mp_pipeline *p, int64_t n,
 {
     const struct mp_plugin *head = p->conf.head;
     struct mp_graph *g = mp_graph_new(p->weights);
-    struct mp_features f = {.view_h = (int32_t)h, .view_w = (int32_t)w};
+    struct mp_features f = {
+        .view_h = (int32_t)h, .view_w = (int32_t)w, .classes = p->conf.classes};
     mp_node x;
 
     if (!g)
@@ -199,6 +217,50 @@ static int load(struct mp_pipeline *p, struct mp_error *err)
     return check_weights(p, err);
 }
 
+static int open_devices(struct mp_pipeline *p, struct mp_error *err)
+{
+    const struct mp_pipeline_conf *c = &p->conf;
+    char name[MP_DEVICES_MAX][MP_DEVICE_NAME];
+    size_t n = 0;
+    int rc = mp_device_names(name, &n, c->backend, err);
+
+    for (size_t i = 0; i < n && !rc; i++) {
+        struct unit *u = &p->unit[i];
+
+        u->of = p;
+        rc = mp_devices_open(p->devices, &u->device, name[i], c->precision,
+                             c->threads, c->autotune, err);
+        p->nunit += !rc;
+        if (!rc && u->device.dtype != p->unit->device.dtype)
+            rc = mp_fail(err, MP_ENOTSUP,
+                         "%s is best in %s, %s in %s: set [compute] precision",
+                         name[0], mp_dtype_name(p->unit->device.dtype), name[i],
+                         mp_dtype_name(u->device.dtype));
+    }
+    return rc;
+}
+
+/* "NVIDIA H200", "2 x NVIDIA H200", or all of them where they differ. */
+static void describe_devices(struct mp_pipeline *p)
+{
+    const char *first = p->unit->device.info.name;
+    size_t n = p->nunit, at = 0, room = sizeof p->device_text;
+    int differ = 0;
+
+    for (size_t i = 1; i < n; i++)
+        differ |= strcmp(p->unit[i].device.info.name, first) != 0;
+    if (n == 1)
+        snprintf(p->device_text, room, "%s", first);
+    else if (!differ)
+        snprintf(p->device_text, room, "%zu x %s", n, first);
+    for (size_t i = 0; differ && i < n && at < room; i++)
+        at += (size_t)snprintf(p->device_text + at, room - at, "%s%s",
+                               i ? "; " : "", p->unit[i].device.info.name);
+    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
+             p->unit->device.backend->name, p->device_text,
+             mp_pipeline_precision(p));
+}
+
 int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
                      struct mp_error *err)
 {
@@ -213,17 +275,14 @@ int mp_pipeline_open(struct mp_pipeline **out, const struct mp_pipeline_conf *c,
     p->devices = c->devices ? c->devices : &p->own;
     rc = c->head->check ? c->head->check(c->head_conf, err) : 0;
     if (!rc)
-        rc = mp_devices_open(p->devices, &p->device, c->backend, c->precision,
-                             c->threads, err);
+        rc = open_devices(p, err);
     if (!rc)
         rc = load(p, err);
     if (rc) {
         mp_pipeline_close(p);
         return rc;
     }
-    snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s",
-             p->device.backend->name, p->device.info.name,
-             mp_pipeline_precision(p));
+    describe_devices(p);
     p->times.load = now() - began;
     *out = p;
     return 0;
@@ -235,14 +294,13 @@ int mp_pipeline_elsewhere(struct mp_pipeline **out, const char *backend,
 {
     struct mp_pipeline *p = calloc(1, sizeof *p);
 
-    if (p) {
-        p->device_text = strdup(device);
+    if (p)
         p->precision_text = strdup(precision);
-    }
-    if (!p || !p->device_text || !p->precision_text) {
+    if (!p || !p->precision_text) {
         mp_pipeline_close(p);
         return mp_fail(err, MP_ENOMEM, "out of memory");
     }
+    snprintf(p->device_text, sizeof p->device_text, "%s", device);
     snprintf(p->backend_text, sizeof p->backend_text, "%s (%s), %s", backend,
              device, precision);
     snprintf(p->network_text, sizeof p->network_text, "%s", network);
@@ -254,13 +312,16 @@ void mp_pipeline_close(struct mp_pipeline *p)
 {
     if (!p)
         return;
-    for (int i = 0; i < KEPT; i++) {
-        forget(&p->network[i]);
-        forget(&p->merge[i]);
+    while (p->nunit) {
+        struct unit *u = &p->unit[--p->nunit];
+
+        for (int i = 0; i < KEPT; i++) {
+            forget(&u->network[i]);
+            forget(&u->merge[i]);
+        }
+        mp_devices_close(p->devices, &u->device);
     }
-    mp_devices_close(p->devices, &p->device);
     mp_weights_close(p->weights);
-    free(p->device_text);
     free(p->precision_text);
     free(p);
 }
@@ -274,26 +335,74 @@ void mp_pipeline_use(struct mp_pipeline *p, const void *head_conf,
     p->variant = text;
 }
 
-static int run(struct mp_session *s, const void *const *in,
-               struct mp_tensor *out, size_t n, struct mp_error *err)
+void mp_map_free(struct mp_map *m)
 {
-    void *data[16] = {NULL};
-    int rc = n <= 16 ? 0 : mp_fail(err, MP_EINVAL, "more than 16 results");
+    if (m->copied)
+        free(m->host);
+    mp_held_free(m->held);
+    memset(m, 0, sizeof *m);
+}
 
-    for (size_t i = 0; i < n && !rc; i++) {
-        size_t bytes;
+void mp_answer_free(struct mp_answer *a)
+{
+    mp_map_free(&a->sum);
+    while (a->nresult)
+        free((void *)a->result[--a->nresult].data);
+}
 
-        mp_session_output(s, i, &out[i]);
-        bytes = (size_t)mp_shape_count(out[i].ndim, out[i].dim) *
-                mp_dtype_size(out[i].dtype);
-        out[i].data = data[i] = malloc(bytes);
-        if (!data[i])
-            rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
+static mp_addr place_of(const struct mp_map *m)
+{
+    return mp_held_at(m->held) + m->offset;
+}
+
+static size_t bytes_of(const struct mp_tensor *t)
+{
+    return (size_t)mp_shape_count(t->ndim, t->dim) * mp_dtype_size(t->dtype);
+}
+
+/* Room for the first output of a session. */
+static int make_map(struct mp_map *m, struct unit *u,
+                    const struct mp_session *s, struct mp_error *err)
+{
+    struct mp_tensor t;
+
+    mp_session_output(s, 0, &t);
+    *m = (struct mp_map){.ndim = t.ndim};
+    memcpy(m->dim, t.dim, sizeof m->dim);
+    return mp_held_new(&m->held, &u->device.shared->arena, bytes_of(&t), err);
+}
+
+int mp_pipeline_fetch(struct mp_map *m, uint64_t *ticket, struct mp_error *err)
+{
+    size_t bytes = (size_t)mp_shape_count(m->ndim, m->dim) * sizeof *m->host;
+    const struct mp_arena *a = mp_held_arena(m->held);
+
+    *ticket = 0;
+    if (m->host)
+        return 0;
+    if (a->backend->host) {
+        m->host = (float *)(uintptr_t)place_of(m);
+        return 0;
     }
-    if (!rc)
-        rc = mp_session_run(s, in, data, err);
-    for (size_t i = 0; rc && i < 16; i++)
-        free(data[i]);
+    m->host = malloc(bytes);
+    if (!m->host)
+        return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
+    m->copied = 1;
+    return a->backend->get(a->device, m->host, place_of(m), bytes, ticket, err);
+}
+
+static int wait_for(struct unit *u, uint64_t ticket, struct mp_error *err)
+{
+    return u->device.backend->wait(u->device.device, ticket, err);
+}
+
+int mp_pipeline_wait(struct mp_pipeline *p, size_t device, uint64_t ticket,
+                     struct mp_error *err)
+{
+    double began = now();
+    int rc = wait_for(&p->unit[device], ticket, err);
+
+    p->times.network += now() - began;
     return rc;
 }
 
@@ -312,58 +421,222 @@ static void *network_key(size_t *bytes, const struct mp_pipeline *p,
     return key;
 }
 
-static int network_session(struct mp_pipeline *p, struct cached **c, int64_t n,
+static int network_session(struct unit *u, struct cached **c, int64_t n,
                            int64_t h, int64_t w, struct mp_error *err)
 {
+    struct mp_pipeline *p = u->of;
     size_t bytes = 0;
     void *key = network_key(&bytes, p, (int64_t[]){n, h, w}, 3);
     struct mp_graph *g;
     int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
-    *c = key ? look_up(p, p->network, key, bytes) : NULL;
+    *c = key ? look_up(u, u->network, key, bytes) : NULL;
     if (!rc && !is_hit(*c, key, bytes)) {
         g = network_graph(p, n, h, w);
-        rc = g ? remember(p, p->network, c, g, p->device.dtype, key, bytes, err)
+        rc = g ? remember(u, u->network, c, g, u->device.dtype, key, bytes, err)
                : mp_fail(err, MP_ENOMEM, "out of memory");
     }
     free(key);
     return rc ? mp_fail_in(err, "%d x %d view", (int)w, (int)h) : 0;
 }
 
-int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
-                        struct mp_error *err)
+/* ---- how many views at once ---- */
+
+static size_t most_of(const struct mp_pipeline *p)
 {
-    size_t one = (size_t)h * (size_t)w * 3;
+    if (p->conf.batch > 0)
+        return (size_t)p->conf.batch;
+    return p->nunit && !p->unit->device.backend->host ? MOST : 1;
+}
+
+static int has_session(const struct unit *u)
+{
+    for (int i = 0; i < KEPT; i++)
+        if (u->network[i].session)
+            return 1;
+    return 0;
+}
+
+static int size_of(struct mp_session_size *out, struct unit *u, int64_t n,
+                   int32_t h, int32_t w)
+{
+    struct mp_graph *g = network_graph(u->of, n, h, w);
+    int rc = g ? mp_session_size(out, &u->device.shared->arena, g,
+                                 u->device.dtype, NULL)
+               : MP_ENOMEM;
+
+    mp_graph_free(g);
+    return rc;
+}
+
+/* Of the memory that is free, or will be when the arena grows, a fifth is left
+ * alone. A batch takes of it its part of the arena, and its maps: those of the
+ * batch before are still there, and pixels take no more than those. */
+static size_t count_fitting(struct unit *u, int32_t h, int32_t w)
+{
+    struct mp_arena *a = &u->device.shared->arena;
+    struct mp_session_size one, two;
+    struct mp_device_memory m;
+    double room, each;
+
+    if (size_of(&one, u, 1, h, w) || size_of(&two, u, 2, h, w) ||
+        a->backend->memory(a->device, &m, NULL) || !m.total)
+        return 1; /* what is wrong shows when it runs */
+    room = ((double)m.free + (double)mp_arena_idle(a)) * 0.8;
+    if (!has_session(u))
+        room -= (double)one.constants;
+    each = (double)two.arena - (double)one.arena + 3 * (double)one.outputs;
+    room -= (double)one.arena + 3 * (double)one.outputs;
+    if (room < 0 || each <= 0)
+        return 1;
+    return room / each < MOST - 1 ? 1 + (size_t)(room / each) : MOST;
+}
+
+static struct fit *fit_of(struct unit *u, int32_t h, int32_t w)
+{
+    struct fit *f;
+
+    for (size_t i = 0; i < SIZES; i++)
+        if (u->fit[i].n && u->fit[i].h == h && u->fit[i].w == w)
+            return &u->fit[i];
+    f = &u->fit[u->nfit++ % SIZES];
+    *f = (struct fit){.h = h, .w = w, .n = most_of(u->of)};
+    if (u->of->conf.batch <= 0 && f->n > 1) {
+        f->n = count_fitting(u, h, w);
+        mp_log(MP_LOG_INFO, "batch", "%zu views of %d x %d at once", f->n,
+               (int)w, (int)h);
+    }
+    return f;
+}
+
+size_t mp_pipeline_batch(struct mp_pipeline *p, size_t device, int32_t h,
+                         int32_t w)
+{
+    return h && w ? fit_of(&p->unit[device], h, w)->n : most_of(p);
+}
+
+/* ---- the network ---- */
+
+/* All views side by side on the device. */
+static int put_views(struct mp_map *pixels, struct unit *u,
+                     const uint8_t *const *view, size_t n, size_t one,
+                     struct mp_error *err)
+{
+    const struct mp_opened *o = &u->device;
+    int rc = mp_held_new(&pixels->held, &o->shared->arena, n * one, err);
+
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = o->backend->put(o->device, place_of(pixels) + i * one, view[i],
+                             one, err);
+    return rc;
+}
+
+/* Each view's part of what the network gave. */
+static void share_out(struct mp_map *map, size_t n, const struct mp_map *all)
+{
+    size_t one =
+        (size_t)mp_shape_count(all->ndim, all->dim) * sizeof *all->host / n;
+
+    for (size_t i = 0; i < n; i++) {
+        map[i] = *all;
+        map[i].held = mp_held_share(all->held);
+        map[i].offset = i * one;
+        map[i].dim[0] = 1;
+    }
+}
+
+static int run_network(struct unit *u, const uint8_t *const *view, size_t n,
+                       int32_t h, int32_t w, struct mp_map *map,
+                       struct mp_error *err)
+{
+    struct mp_map pixels = {.held = NULL}, all = {.held = NULL};
+    struct mp_pipeline_times *times = &u->of->times;
     struct cached *c;
-    uint8_t *pixels;
+    uint64_t none;
     double began;
-    int rc = network_session(p, &c, (int64_t)n, h, w, err);
+    int rc = network_session(u, &c, (int64_t)n, h, w, err);
 
     if (rc)
         return rc;
     began = now();
-    pixels = malloc(n * one);
-    if (!pixels)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    for (size_t i = 0; i < n; i++)
-        memcpy(pixels + i * one, view[i], one);
-    rc = run(c->session, (const void *const[]){pixels}, map, 1, err);
-    free(pixels);
-    p->times.network += now() - began;
-    p->times.views += n;
-    p->times.runs++;
+    rc = put_views(&pixels, u, view, n, (size_t)h * (size_t)w * 3, err);
+    if (!rc)
+        rc = make_map(&all, u, c->session, err);
+    if (!rc)
+        rc = mp_session_start(
+            c->session, &(struct mp_operand){.at = place_of(&pixels)},
+            &(struct mp_operand){.at = place_of(&all)}, &none, err);
+    if (!rc)
+        share_out(map, n, &all);
+    mp_map_free(&pixels);
+    mp_map_free(&all);
+    times->network += now() - began;
+    times->views += rc ? 0 : n;
+    times->runs += !rc;
     return rc;
 }
 
+/* All that can be had again, but for the network's weights. */
+static void give_back(struct unit *u)
+{
+    for (int i = 0; i < KEPT; i++)
+        forget(&u->merge[i]);
+    mp_arena_free(&u->device.shared->arena);
+}
+
+/* n did not fit; 0: it has been tried with less before. */
+static int halve(struct unit *u, struct fit *f, size_t n,
+                 const struct mp_error *why)
+{
+    int go = !f->halved && n > 1;
+
+    f->n = go ? (n + 1) / 2 : 1;
+    f->halved = 1;
+    give_back(u);
+    if (n > 1)
+        mp_log(MP_LOG_WARNING, "batch",
+               "of views of %d x %d %zu do not fit, %zu from now on: %s",
+               (int)f->w, (int)f->h, n, f->n, why->text);
+    return go;
+}
+
+int mp_pipeline_network(struct mp_pipeline *p, size_t device,
+                        const uint8_t *const *view, size_t n, int32_t h,
+                        int32_t w, struct mp_map *map, struct mp_error *err)
+{
+    struct unit *u = &p->unit[device];
+    struct fit *f = fit_of(u, h, w);
+    size_t at = 0;
+    int rc = 0;
+
+    while (at < n && !rc) {
+        size_t part = f->halved && f->n < n - at ? f->n : n - at;
+        struct mp_error why = {0};
+
+        rc = run_network(u, view + at, part, h, w, map + at, &why);
+        if (!rc)
+            at += part;
+        else if (rc == MP_ENOMEM && halve(u, f, part, &why))
+            rc = 0;
+        else if (err)
+            *err = why;
+    }
+    while (rc && at)
+        mp_map_free(&map[--at]);
+    return rc;
+}
+
+/* ---- merging ---- */
+
 /* What a merge depends on, as bytes to compare; free it. */
 static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
-                       const struct mp_group *q)
+                       const struct mp_group *q, const struct mp_map *sum)
 {
     int64_t head[5 + MP_RANK] = {q->img->width, q->img->height, q->nth,
                                  q->count};
     size_t a = sizeof head, b = q->nview * sizeof *q->view,
-           c = q->nview * sizeof *q->dim, d = strlen(p->variant) + 1;
+           one = sizeof q->map->dim, c = q->nview * one,
+           d = strlen(p->variant) + 1;
     char words[256], *save = NULL, *key = malloc(a + b + c + d);
 
     if (!key)
@@ -372,20 +645,21 @@ static void *merge_key(size_t *bytes, const struct mp_pipeline *p,
     for (char *word = strtok_r(words, " :", &save); word;
          word = strtok_r(NULL, " :", &save))
         head[4] = head[4] << 1 | (mp_sink_wants(q->want, word) != 0);
-    for (int i = 0; q->sum && i < q->sum->ndim; i++)
-        head[5 + i] = q->sum->dim[i];
+    memcpy(head + 5, sum->dim, sizeof sum->dim);
     memcpy(key, head, a);
     memcpy(key + a, q->view, b);
-    memcpy(key + a + b, q->dim, c);
+    for (size_t i = 0; i < q->nview; i++)
+        memcpy(key + a + b + i * one, q->map[i].dim, one);
     memcpy(key + a + b + c, p->variant, d);
     *bytes = a + b + c + d;
     return key;
 }
 
-static int merge_session(struct mp_pipeline *p, struct cached **c,
-                         const struct mp_group *q, const void *key,
-                         size_t bytes, struct mp_error *err)
+static int merge_session(struct unit *u, struct cached **c,
+                         const struct mp_group *q, const struct mp_map *sum,
+                         const void *key, size_t bytes, struct mp_error *err)
 {
+    const struct mp_pipeline *p = u->of;
     struct mp_graph *g = mp_graph_new(p->weights);
     mp_node *out = calloc(q->nview, sizeof *out);
     struct mp_merge m = {.img = q->img,
@@ -398,17 +672,15 @@ static int merge_session(struct mp_pipeline *p, struct cached **c,
     int rc = g && out ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 
     for (size_t i = 0; !rc && i < q->nview; i++)
-        out[i] =
-            mp_input(g, "map", MP_F32, 4,
-                     (int64_t[]){1, q->dim[i][0], q->dim[i][1], q->dim[i][2]});
-    if (!rc && q->sum)
-        m.sum = mp_input(g, "sum", MP_F32, q->sum->ndim, q->sum->dim);
+        out[i] = mp_input(g, "map", MP_F32, q->map[i].ndim, q->map[i].dim);
+    if (!rc && sum->held)
+        m.sum = mp_input(g, "sum", MP_F32, sum->ndim, sum->dim);
     if (!rc) {
-        mp_node sum = p->conf.head->merge(p->conf.head_conf, g, &m);
+        mp_node next = p->conf.head->merge(p->conf.head_conf, g, &m);
 
         if (q->nth + 1 < q->count)
-            mp_output(g, "sum", sum);
-        rc = remember(p, p->merge, c, g, MP_F32, key, bytes, err);
+            mp_output(g, "sum", next);
+        rc = remember(u, u->merge, c, g, MP_F32, key, bytes, err);
         g = NULL;
     }
     mp_graph_free(g);
@@ -416,36 +688,80 @@ static int merge_session(struct mp_pipeline *p, struct cached **c,
     return rc;
 }
 
-int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
-                      struct mp_tensor *result, size_t cap, size_t *n,
-                      struct mp_error *err)
+/* Room for the results of the last group. */
+static int make_results(struct mp_answer *a, struct mp_operand *out,
+                        const struct mp_pipeline *p, const struct mp_session *s,
+                        struct mp_error *err)
 {
-    size_t bytes = 0;
-    void *key = merge_key(&bytes, p, q);
-    const void **in = calloc(q->nview + 1, sizeof *in);
-    struct cached *c;
-    double began;
-    int rc = key && in ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+    size_t n = mp_session_outputs(s);
 
-    c = rc ? NULL : look_up(p, p->merge, key, bytes);
-    if (c && !is_hit(c, key, bytes))
-        rc = merge_session(p, &c, q, key, bytes, err);
-    free(key);
-    if (!rc) {
-        *n = mp_session_outputs(c->session);
-        if (*n > cap)
-            rc = mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %zu",
-                         p->conf.head->name, *n, cap);
+    if (n > MP_MAX_RESULTS)
+        return mp_fail(err, MP_EINVAL, "head %s: %zu results, at most %d",
+                       p->conf.head->name, n, MP_MAX_RESULTS);
+    while (a->nresult < n) {
+        struct mp_tensor *t = &a->result[a->nresult];
+
+        mp_session_output(s, a->nresult, t);
+        t->data = malloc(bytes_of(t));
+        if (!t->data)
+            return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes",
+                           bytes_of(t));
+        out[a->nresult++].host = (void *)t->data;
     }
-    if (!rc) {
-        for (size_t i = 0; i < q->nview; i++)
-            in[i] = q->map[i];
-        in[q->nview] = q->sum ? q->sum->data : NULL;
-        began = now();
-        rc = run(c->session, in, result, *n, err);
-        p->times.merge += now() - began;
+    return 0;
+}
+
+static int run_merge(struct unit *u, struct mp_session *s,
+                     const struct mp_group *q, struct mp_answer *a,
+                     uint64_t *ticket, struct mp_error *err)
+{
+    struct mp_operand *in = calloc(q->nview + 1, sizeof *in);
+    struct mp_operand out[MP_MAX_RESULTS] = {{NULL}};
+    struct mp_map next = {.held = NULL};
+    int is_last = q->nth + 1 == q->count;
+    int rc = in ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+
+    for (size_t i = 0; !rc && i < q->nview; i++)
+        in[i].at = place_of(&q->map[i]);
+    if (!rc && a->sum.held)
+        in[q->nview].at = place_of(&a->sum);
+    if (!rc)
+        rc = is_last ? make_results(a, out, u->of, s, err)
+                     : make_map(&next, u, s, err);
+    if (!rc && !is_last)
+        out[0].at = place_of(&next);
+    if (!rc)
+        rc = mp_session_start(s, in, out, ticket, err);
+    mp_map_free(&a->sum);
+    a->sum = next;
+    if (rc) { /* what was begun must not meet memory that is gone */
+        wait_for(u, UINT64_MAX, NULL);
+        mp_answer_free(a);
     }
     free(in);
+    return rc;
+}
+
+int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
+                      struct mp_answer *a, uint64_t *ticket,
+                      struct mp_error *err)
+{
+    struct unit *u = &p->unit[q->device];
+    size_t bytes = 0;
+    void *key = merge_key(&bytes, p, q, &a->sum);
+    struct cached *c = key ? look_up(u, u->merge, key, bytes) : NULL;
+    double began;
+    int rc = key ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+
+    *ticket = 0;
+    if (c && !is_hit(c, key, bytes))
+        rc = merge_session(u, &c, q, &a->sum, key, bytes, err);
+    free(key);
+    if (rc)
+        return rc;
+    began = now();
+    rc = run_merge(u, c->session, q, a, ticket, err);
+    p->times.merge += now() - began;
     return rc;
 }
 
@@ -458,7 +774,7 @@ const char *mp_pipeline_backend(const struct mp_pipeline *p)
 
 const char *mp_pipeline_device(const struct mp_pipeline *p)
 {
-    return p->device_text ? p->device_text : p->device.info.name;
+    return p->device_text;
 }
 
 const char *mp_pipeline_precision(const struct mp_pipeline *p)
@@ -467,9 +783,9 @@ const char *mp_pipeline_precision(const struct mp_pipeline *p)
         return p->precision_text;
     if (p->conf.precision == MP_PREC_TF32)
         return "tf32";
-    return p->device.dtype == MP_BF16  ? "bf16"
-           : p->device.dtype == MP_F16 ? "fp16"
-                                       : "fp32";
+    return p->unit->device.dtype == MP_BF16  ? "bf16"
+           : p->unit->device.dtype == MP_F16 ? "fp16"
+                                             : "fp32";
 }
 
 const char *mp_pipeline_network_text(const struct mp_pipeline *p)
@@ -483,30 +799,38 @@ void mp_pipeline_times(const struct mp_pipeline *p,
     *out = p->times;
 }
 
+size_t mp_pipeline_devices(const struct mp_pipeline *p)
+{
+    return p->nunit ? p->nunit : 1;
+}
+
 void mp_pipeline_profile(struct mp_pipeline *p, int on)
 {
     p->profile = on;
-    for (int i = 0; i < KEPT; i++)
-        if (p->network[i].session)
-            mp_session_profile(p->network[i].session, on);
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++)
+            if (p->unit[k].network[i].session)
+                mp_session_profile(p->unit[k].network[i].session, on);
 }
 
 struct mp_session *mp_pipeline_session(const struct mp_pipeline *p)
 {
-    const struct cached *last = &p->network[0];
+    const struct cached *last = &p->unit->network[0];
 
-    for (int i = 1; i < KEPT; i++)
-        if (p->network[i].used > last->used)
-            last = &p->network[i];
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++)
+            if (p->unit[k].network[i].used > last->used)
+                last = &p->unit[k].network[i];
     return last->session;
 }
 
 void mp_pipeline_dump(const struct mp_pipeline *p, FILE *out)
 {
-    for (int i = 0; i < KEPT; i++) {
-        if (p->network[i].session)
-            mp_session_dump(p->network[i].session, out);
-        if (p->merge[i].session)
-            mp_session_dump(p->merge[i].session, out);
-    }
+    for (size_t k = 0; k < p->nunit; k++)
+        for (int i = 0; i < KEPT; i++) {
+            if (p->unit[k].network[i].session)
+                mp_session_dump(p->unit[k].network[i].session, out);
+            if (p->unit[k].merge[i].session)
+                mp_session_dump(p->unit[k].merge[i].session, out);
+        }
 }

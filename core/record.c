@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "classes.h"
 #include "image.h"
+#include "json.h"
 #include "record.h"
 #include "sink.h"
 
@@ -30,45 +31,54 @@ static int no_memory(struct mp_error *err)
 /* ---- what identifies a run ---- */
 
 /* Add up the files of a checkpoint: itself, or, of a folder, all in it and
- * in the folders one level below, as diffusers lays them out. */
-static void measure(const char *path, int levels, json_int_t *bytes,
-                    json_int_t *newest)
+ * in the folders one level below, as diffusers lays them out. Nonzero: out of
+ * memory. */
+static int measure(const char *path, int levels, json_int_t *bytes,
+                   json_int_t *newest)
 {
     struct dirent *e;
     struct stat st;
     DIR *d;
+    int bad;
 
     if (stat(path, &st))
-        return;
+        return 0;
     if (!S_ISDIR(st.st_mode)) {
         *bytes += st.st_size;
         if (*newest < st.st_mtime)
             *newest = st.st_mtime;
-        return;
+        return 0;
     }
-    d = levels ? opendir(path) : NULL;
-    while (d && (e = readdir(d))) {
+    if (!levels)
+        return 0;
+    d = opendir(path);
+    bad = !d && errno == ENOMEM;
+    while (d && !bad && (e = readdir(d))) {
         char *below;
 
-        if (e->d_name[0] == '.' ||
-            asprintf(&below, "%s/%s", path, e->d_name) < 0)
+        if (e->d_name[0] == '.')
             continue;
-        measure(below, levels - 1, bytes, newest);
+        bad = asprintf(&below, "%s/%s", path, e->d_name) < 0;
+        if (bad)
+            break;
+        bad = measure(below, levels - 1, bytes, newest);
         free(below);
     }
     if (d)
         closedir(d);
+    return bad;
 }
 
 json_t *mp_record_checkpoint(const char *path)
 {
     json_int_t bytes = 0, newest = 0;
     char *real = realpath(path, NULL);
-    json_t *out;
+    json_t *out = NULL;
 
-    measure(path, 2, &bytes, &newest);
-    out = json_pack("{s:o, s:I, s:I}", "path", mp_json_text(real ? real : path),
-                    "bytes", bytes, "modified", newest);
+    if ((real || errno != ENOMEM) && !measure(path, 2, &bytes, &newest))
+        out = json_pack("{s:o, s:I, s:I}", "path",
+                        mp_json_text(real ? real : path), "bytes", bytes,
+                        "modified", newest);
     free(real);
     return out;
 }
@@ -84,21 +94,36 @@ static json_t *backend_name(const struct mp_pipeline *p)
 static json_t *list_kinds(const struct mp_settings *s)
 {
     json_t *list = json_array();
+    int bad = 0;
 
-    for (char **k = s->kinds; *k; k++)
-        json_array_append_new(list, mp_json_text(*k));
-    return list;
+    for (char **k = s->kinds; *k && !bad; k++)
+        bad = json_array_append_new(list, mp_json_text(*k));
+    if (!bad)
+        return list;
+    json_decref(list);
+    return NULL;
 }
 
-/* What the head says of them; NULL: no JSON, or too long. */
-static json_t *describe_results(const struct mp_settings *s)
+/* What the head says of them, unless it is no JSON, or too long. */
+static int add_results(json_t *o, const struct mp_settings *s)
 {
     char text[4096];
-    int n = s->plugin->describe(s->head_conf, text, sizeof text);
+    int n = s->plugin->describe(s->head_conf, text, sizeof text), rc;
+    json_error_t why;
+    json_t *results;
 
-    return n < 0 || (size_t)n >= sizeof text
-               ? NULL
-               : json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    if (n < 0 || (size_t)n >= sizeof text)
+        return 0;
+    rc = mp_json_parse(&results, text, (size_t)n, &why, NULL);
+    if (rc)
+        return rc == MP_ENOMEM ? rc : 0;
+    return json_object_set_new(o, "results", results);
+}
+
+static int add_shard(json_t *o, const struct mp_shard *shard)
+{
+    return json_object_set_new(o, "shard",
+                               json_sprintf("%d/%d", shard->i, shard->n));
 }
 
 static json_t *describe(const struct mp_settings *s,
@@ -113,12 +138,11 @@ static json_t *describe(const struct mp_settings *s,
         "device", mp_json_text(mp_pipeline_device(p)), "precision",
         mp_json_text(mp_pipeline_precision(p)), "formats", list_kinds(s));
 
-    if (out && s->plugin->describe)
-        json_object_set_new(out, "results", describe_results(s));
-    if (out && shard->n > 1)
-        json_object_set_new(out, "shard",
-                            json_sprintf("%d/%d", shard->i, shard->n));
-    return out;
+    if (out && (!s->plugin->describe || !add_results(out, s)) &&
+        (shard->n == 1 || !add_shard(out, shard)))
+        return out;
+    json_decref(out);
+    return NULL;
 }
 
 /* ---- runs that were here before ---- */
@@ -198,17 +222,18 @@ static int run_differs(struct difference *d, const json_t *was,
 static int check_run(const struct mp_record *r, const char *path,
                      struct mp_error *err)
 {
-    json_error_t why;
-    json_t *was = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
     struct difference d;
-    int rc = 0;
+    json_t *was;
+    int rc = mp_json_read(&was, path, SIZE_MAX, err);
 
-    if (!json_is_object(was))
-        rc = mp_fail(err, MP_EFORMAT,
-                     "%s is not what mpipe writes (%s): remove it, or choose "
-                     "another folder",
-                     path, was ? "no object" : why.text);
-    else if (run_differs(&d, was, r->head))
+    if (!rc && !json_is_object(was))
+        rc = mp_fail(err, MP_EFORMAT, "%s: no object", path);
+    if (rc == MP_EFORMAT)
+        mp_fail(err, rc,
+                "%s; this is not what mpipe writes: remove it, or choose "
+                "another folder",
+                err->text);
+    else if (!rc && run_differs(&d, was, r->head))
         rc = mp_fail(err, MP_EINVAL,
                      "%s: the results there were made with other settings: %s "
                      "was %s, is %s; choose another folder, go back to those "
@@ -239,7 +264,7 @@ static int check_runs(const struct mp_record *r, const char *out, int *before,
 
     if (!d)
         return mp_fail(err, MP_EIO, "%s: %s", out, strerror(errno));
-    while (!rc && (e = readdir(d))) {
+    while (!rc && (errno = 0, e = readdir(d))) {
         char *path;
 
         if (!is_run(e->d_name))
@@ -252,6 +277,8 @@ static int check_runs(const struct mp_record *r, const char *out, int *before,
         rc = check_run(r, path, err);
         free(path);
     }
+    if (!rc && !e && errno)
+        rc = mp_fail(err, MP_EIO, "%s: %s", out, strerror(errno));
     closedir(d);
     return rc;
 }
@@ -346,14 +373,28 @@ void mp_record_free(struct mp_record *r)
 
 /* ---- writing ---- */
 
+static int append(int fd, const char *at, size_t n)
+{
+    while (n) {
+        ssize_t k = write(fd, at, n);
+
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k <= 0)
+            return -1;
+        at += k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
 int mp_record_failure(struct mp_record *r, const char *input, const char *stage,
                       const char *text, struct mp_error *err)
 {
     json_t *o = json_pack("{s:o, s:s, s:o}", "input", mp_json_text(input),
                           "stage", stage, "error", mp_json_text(text));
-    char *dump = json_dumps(o, JSON_COMPACT), *line = NULL;
-    ssize_t n = dump ? asprintf(&line, "%s\n", dump) : -1;
-    int rc = 0;
+    char *dump = mp_json_dump(o, JSON_COMPACT), *line = NULL;
+    int n = dump ? asprintf(&line, "%s\n", dump) : -1, rc = 0;
 
     json_decref(o);
     free(dump);
@@ -362,7 +403,7 @@ int mp_record_failure(struct mp_record *r, const char *input, const char *stage,
     if (r->errors_fd < 0)
         r->errors_fd =
             open(r->errors, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (r->errors_fd < 0 || write(r->errors_fd, line, (size_t)n) != n)
+    if (r->errors_fd < 0 || append(r->errors_fd, line, (size_t)n))
         rc = mp_fail(err, MP_EIO, "%s: %s", r->errors, strerror(errno));
     free(line);
     return rc;
@@ -393,10 +434,14 @@ int mp_record_write(struct mp_record *r, const char *state,
                           "skipped", (json_int_t)c->skipped, "seconds",
                           describe_seconds(r, c, s));
     char *text = NULL, *line = NULL;
-    int n = -1, rc;
+    const char *key;
+    json_t *value;
+    int n = -1, rc, bad = !o;
 
-    if (o && !json_object_update_missing(o, r->head))
-        text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    json_object_foreach(r->head, key, value) if (!bad) bad =
+        json_object_set(o, key, value);
+    if (!bad)
+        text = mp_json_dump(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
     if (text)
         n = asprintf(&line, "%s\n", text);
     rc = n < 0 ? no_memory(err) : mp_file_write(r->run, line, (size_t)n, err);
@@ -411,17 +456,15 @@ int mp_record_write(struct mp_record *r, const char *state,
 static int join_one(FILE *f, size_t *count, const char *path,
                     struct mp_error *err)
 {
-    json_error_t why;
     json_t *list, *one;
     size_t i;
-    int rc = 0;
+    int rc;
 
     if (access(path, F_OK))
         return 0;
-    list = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
-    if (!json_is_array(list))
-        rc = mp_fail(err, MP_EFORMAT, "%s: %s", path,
-                     list ? "not a list" : why.text);
+    rc = mp_json_read(&list, path, SIZE_MAX, err);
+    if (!rc && !json_is_array(list))
+        rc = mp_fail(err, MP_EFORMAT, "%s: not a list", path);
     json_array_foreach(list, i, one)
     {
         fputs((*count)++ ? ",\n " : "\n ", f);

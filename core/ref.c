@@ -146,40 +146,51 @@ MP_REF(deconv2d)
     }
 }
 
+/* Sums of so many channels are kept at once: there is no way to tell of memory
+ * that ran out. */
+#define CHANNELS 64
+
+static double score(const float *q, const float *k, int64_t d, double scale)
+{
+    double sum = 0;
+
+    for (int64_t e = 0; e < d; e++)
+        sum += (double)q[e] * k[e];
+    return sum * scale;
+}
+
 MP_REF(attention)
 {
     const struct mp_value *qv = arg(s, v, 0), *kv = arg(s, v, 1);
     int64_t t = qv->dim[1], n = kv->dim[1], c = qv->dim[2];
     int64_t d = c / s->attr.heads;
-    double *p = malloc((size_t)n * sizeof *p);
 
-    for (int64_t i = 0; p && i < qv->dim[0] * t * s->attr.heads; i++) {
+    for (int64_t i = 0; i < qv->dim[0] * t * s->attr.heads; i++) {
         int64_t h = i % s->attr.heads, row = i / s->attr.heads;
         int64_t base = kv->dim[0] == 1 ? 0 : row / t * n;
         const float *q = (const float *)in[0] + row * c + h * d;
         const float *k = (const float *)in[1] + base * c + h * d;
         const float *val = (const float *)in[2] + base * c + h * d;
         float *y = (float *)out + row * c + h * d;
-        double most = -INFINITY, sum = 0;
+        double most = -INFINITY;
 
-        for (int64_t j = 0; j < n; j++) {
-            p[j] = 0;
-            for (int64_t e = 0; e < d; e++)
-                p[j] += (double)q[e] * k[j * c + e];
-            p[j] *= s->attr.scale;
-            most = p[j] > most ? p[j] : most;
-        }
         for (int64_t j = 0; j < n; j++)
-            sum += p[j] = exp(p[j] - most);
-        for (int64_t e = 0; e < d; e++) {
-            double acc = 0;
+            most = fmax(most, score(q, k + j * c, d, s->attr.scale));
+        for (int64_t at = 0; at < d; at += CHANNELS) {
+            int64_t m = d - at < CHANNELS ? d - at : CHANNELS;
+            double sum = 0, acc[CHANNELS] = {0};
 
-            for (int64_t j = 0; j < n; j++)
-                acc += p[j] * val[j * c + e];
-            y[e] = (float)(acc / sum);
+            for (int64_t j = 0; j < n; j++) {
+                double p = exp(score(q, k + j * c, d, s->attr.scale) - most);
+
+                sum += p;
+                for (int64_t e = 0; e < m; e++)
+                    acc[e] += p * val[j * c + at + e];
+            }
+            for (int64_t e = 0; e < m; e++)
+                y[at + e] = (float)(acc[e] / sum);
         }
     }
-    free(p);
 }
 
 /* Normalise `groups` groups of c / groups channels over hw positions. */
@@ -501,6 +512,15 @@ static int ref_supports(const struct mp_device *d, enum mp_dtype t,
                        : mp_fail(err, MP_ENOTSUP, "ref: computes in f32 only");
 }
 
+static int ref_memory(struct mp_device *d, struct mp_device_memory *out,
+                      struct mp_error *err)
+{
+    (void)d;
+    (void)err;
+    *out = (struct mp_device_memory){0};
+    return 0;
+}
+
 static int ref_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                      struct mp_error *err)
 {
@@ -526,12 +546,24 @@ static int ref_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
     return 0;
 }
 
+static int ref_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+                    struct mp_error *err)
+{
+    return ref_put(d, dst, (const void *)(uintptr_t)src, n, err);
+}
+
 static int ref_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-                   struct mp_error *err)
+                   uint64_t *ticket, struct mp_error *err)
+{
+    *ticket = 0;
+    return ref_copy(d, (mp_addr)(uintptr_t)dst, src, n, err);
+}
+
+static int ref_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
 {
     (void)d;
+    (void)ticket;
     (void)err;
-    memcpy(dst, (const void *)(uintptr_t)src, n);
     return 0;
 }
 
@@ -591,11 +623,18 @@ fail:
     return rc;
 }
 
-static int ref_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-                   struct mp_error *err)
+static char *place_of(const struct mp_value *v, mp_addr arena,
+                      const mp_addr *outside)
 {
-    char *base = (char *)(uintptr_t)arena;
+    mp_addr at =
+        v->place == MP_OUTSIDE ? outside[v->offset] : arena + v->offset;
 
+    return (char *)(uintptr_t)at;
+}
+
+static int ref_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+                   double *seconds, struct mp_error *err)
+{
     for (size_t k = 0; k < plan->nstep; k++) {
         const struct mp_step *s = &plan->step[k];
         const struct mp_value *out = &plan->value[s->out];
@@ -610,9 +649,9 @@ static int ref_run(struct mp_plan *plan, mp_addr arena, double *seconds,
             if (s->in[i] != MP_NO_VALUE)
                 in[i] = plan->constant[s->in[i]]
                             ? (const void *)plan->constant[s->in[i]]
-                            : base + plan->value[s->in[i]].offset;
+                            : place_of(&plan->value[s->in[i]], arena, outside);
         mp_op_table[s->op].ref(s, plan->value, y, in);
-        memcpy(base + out->offset, y, bytes);
+        memcpy(place_of(out, arena, outside), y, bytes);
         free(y);
         if (seconds)
             seconds[k] = 0;
@@ -632,6 +671,7 @@ const struct mp_backend mp_backend_ref = {
     .size = sizeof(struct mp_backend),
     .name = "ref",
     .summary = "plain C references, for tests",
+    .host = 1,
     .commutes = 1,
     .probe = ref_probe,
     .info = ref_info,
@@ -639,10 +679,13 @@ const struct mp_backend mp_backend_ref = {
     .close = ref_close,
     .best = ref_best,
     .supports = ref_supports,
+    .memory = ref_memory,
     .alloc = ref_alloc,
     .free = ref_free,
     .put = ref_put,
+    .copy = ref_copy,
     .get = ref_get,
+    .wait = ref_wait,
     .compile = ref_compile,
     .run = ref_run,
     .kernel = ref_kernel,

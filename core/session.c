@@ -34,6 +34,7 @@ struct builder {
     struct slot *slot;  /* per value */
     uint32_t *value_of; /* per node: value + 1 */
     uint32_t *node_of;  /* per value */
+    uint32_t *outside;  /* per block: which address is its, + 1 */
     uint8_t *leaf;      /* per node: given, not computed by this program */
     float **computed;   /* per node: folded constants; shared by builders */
     float *held;        /* what constant() converted, until release() */
@@ -47,6 +48,7 @@ struct mp_session {
     struct mp_value *value;
     struct mp_step *step;
     uint32_t *in, *out; /* values */
+    mp_addr *outside;   /* of this run */
     double *seconds, *total;
     size_t runs;
     char *names;
@@ -239,8 +241,8 @@ static int is_read_twice(const struct builder *b, const struct mp_step *s,
     return 0;
 }
 
-/* Lives are known: let results take over the place of dying inputs. heir[r]
- * is the block that root r lies in. */
+/* Lives are known: let results take over the place of dying inputs, but for
+ * memory of others. heir[r] is the block that root r lies in. */
 static void share_places(struct builder *b, uint32_t *heir)
 {
     for (size_t i = 0; i < b->program.nvalue; i++)
@@ -257,7 +259,8 @@ static void share_places(struct builder *b, uint32_t *heir)
                 is_read_twice(b, s, i))
                 continue;
             in = b->slot[s->in[i]].root;
-            if (b->slot[in].last != k || b->slot[out].first != k ||
+            if (b->outside[heir[in]] || b->slot[in].last != k ||
+                b->slot[out].first != k ||
                 b->value[in].dtype != b->value[out].dtype ||
                 bytes_of(&b->value[in]) != bytes_of(&b->value[out]))
                 continue;
@@ -306,6 +309,28 @@ static size_t place(struct block *block, size_t i)
     }
 }
 
+/* Inputs, by their number, lie where run() is told. */
+static void put_inputs_outside(struct builder *b)
+{
+    for (uint32_t i = 0; i < b->program.nvalue; i++)
+        if (b->net->node[b->node_of[i]].op == MP_OP_INPUT)
+            b->outside[i] = (uint32_t)++b->program.noutside;
+}
+
+/* So do outputs, after the inputs; but one that is an input, or another output,
+ * is copied from there. */
+static void put_outputs_outside(struct builder *b, const uint32_t *heir,
+                                const uint32_t *outputs, size_t noutput)
+{
+    for (size_t i = 0; i < noutput; i++) {
+        uint32_t h = heir[b->slot[b->value_of[outputs[i]] - 1].root];
+
+        b->program.noutside++;
+        if (!b->outside[h])
+            b->outside[h] = (uint32_t)b->program.noutside;
+    }
+}
+
 static int plan_memory(struct builder *b, const uint32_t *outputs,
                        size_t noutput)
 {
@@ -328,13 +353,17 @@ static int plan_memory(struct builder *b, const uint32_t *outputs,
     }
     for (size_t i = 0; i < noutput; i++)
         touch(b, b->value_of[outputs[i]] - 1, b->program.nstep);
+    if (b->backend->host && !b->program.once)
+        put_inputs_outside(b);
     share_places(b, heir);
+    if (b->backend->host && !b->program.once)
+        put_outputs_outside(b, heir, outputs, noutput);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t h = heir[b->slot[i].root];
         struct block *o;
 
         if (b->value[i].place == MP_CONSTANT || b->slot[i].root != i ||
-            b->slot[i].first == SIZE_MAX)
+            b->slot[i].first == SIZE_MAX || b->outside[h])
             continue;
         if (!at[h]) {
             at[h] = (uint32_t)++nblock;
@@ -356,8 +385,14 @@ static int plan_memory(struct builder *b, const uint32_t *outputs,
     for (size_t i = 0; i < n; i++) {
         uint32_t h = heir[b->slot[i].root];
 
-        if (b->value[i].place == MP_ARENA && at[h])
+        if (b->value[i].place == MP_CONSTANT)
+            continue;
+        if (b->outside[h]) {
+            b->value[i].place = MP_OUTSIDE;
+            b->value[i].offset = b->outside[h] - 1;
+        } else if (at[h]) {
             b->value[i].offset = block[at[h] - 1].offset;
+        }
     }
 done:
     free(heir);
@@ -446,6 +481,7 @@ static void builder_free(struct builder *b)
     free(b->slot);
     free(b->value_of);
     free(b->node_of);
+    free(b->outside);
     free(b->leaf);
     free(b->held);
 }
@@ -462,8 +498,9 @@ static int build(struct builder *b, const uint32_t *outputs, size_t noutput)
     b->slot = calloc(n, sizeof *b->slot);
     b->value_of = calloc(n, sizeof *b->value_of);
     b->node_of = calloc(n, sizeof *b->node_of);
+    b->outside = calloc(n, sizeof *b->outside);
     if (!wanted || !keep || !b->value || !b->step || !b->slot || !b->value_of ||
-        !b->node_of) {
+        !b->node_of || !b->outside) {
         rc = no_memory(b->err);
         goto done;
     }
@@ -502,14 +539,17 @@ static int fetch(struct builder *b, struct builder *sub, const uint32_t *wanted,
     for (size_t i = 0; i < n; i++) {
         const struct mp_value *v = &sub->value[sub->value_of[wanted[i]] - 1];
         float *p = malloc(bytes_of(v) ? bytes_of(v) : 1);
-        int rc;
+        uint64_t ticket = 0;
+        int rc, rc2;
 
         if (!p)
             return no_memory(err);
-        rc = b->backend->get(b->device, p, arena + v->offset, bytes_of(v), err);
-        if (rc) {
+        rc = b->backend->get(b->device, p, arena + v->offset, bytes_of(v),
+                             &ticket, err);
+        rc2 = b->backend->wait(b->device, ticket, rc ? NULL : err);
+        if (rc || rc2) {
             free(p);
-            return rc;
+            return rc ? rc : rc2;
         }
         b->computed[wanted[i]] = p;
     }
@@ -542,7 +582,7 @@ static int compute(struct builder *b, const uint32_t *wanted, size_t n,
     if (!rc)
         rc = b->backend->alloc(b->device, sub.program.arena, &arena, err);
     if (!rc)
-        rc = b->backend->run(plan, arena, NULL, err);
+        rc = b->backend->run(plan, arena, NULL, NULL, err);
     if (!rc)
         rc = fetch(b, &sub, wanted, n, arena, err);
     if (arena)
@@ -586,8 +626,9 @@ static int take(struct mp_session *s, struct builder *b,
     b->step = NULL;
     s->in = calloc(s->nvalue + 1, sizeof *s->in);
     s->out = calloc(g->noutput + 1, sizeof *s->out);
+    s->outside = calloc(b->program.noutside + 1, sizeof *s->outside);
     s->seconds = calloc(s->nstep + 1, sizeof *s->seconds);
-    if (!s->in || !s->out || !s->seconds)
+    if (!s->in || !s->out || !s->outside || !s->seconds)
         return no_memory(err);
     for (uint32_t i = 0; i < s->nvalue; i++)
         if (b->net->node[b->node_of[i]].op == MP_OP_INPUT)
@@ -609,53 +650,86 @@ static int check_outputs(const struct mp_net *net, const struct mp_graph *g,
     return net->noutput ? 0 : mp_fail(err, MP_EINVAL, "no output");
 }
 
+/* The program of g; builder_close in any case. */
+static int prepare(struct builder *b, struct mp_net *net,
+                   const struct mp_arena *a, const struct mp_graph *g,
+                   enum mp_dtype precision, struct mp_error *err)
+{
+    int rc = mp_graph_check(g, err);
+
+    *b = (struct builder){.net = net,
+                          .backend = a->backend,
+                          .device = a->device,
+                          .precision = precision,
+                          .err = err};
+    memset(net, 0, sizeof *net);
+    if (!rc)
+        /* in 16 bits it has not been measured yet */
+        rc = mp_net_make(net, g, a->backend->commutes && precision == MP_F32,
+                         err);
+    if (!rc)
+        rc = check_outputs(net, g, err);
+    if (rc)
+        return rc;
+    b->leaf = calloc(net->nnode, 1);
+    b->computed = calloc(net->nnode, sizeof *b->computed);
+    if (!b->leaf || !b->computed)
+        return no_memory(err);
+    memcpy(b->leaf, net->constant, net->nnode);
+    return build(b, net->output, net->noutput);
+}
+
+static void builder_close(struct builder *b)
+{
+    for (size_t i = 0; b->computed && i < b->net->nnode; i++)
+        free(b->computed[i]);
+    free(b->computed);
+    builder_free(b);
+    mp_net_free(b->net);
+}
+
 int mp_session_new(struct mp_session **out, struct mp_arena *a,
                    const struct mp_graph *g, enum mp_dtype precision,
                    struct mp_error *err)
 {
     struct mp_session *s = calloc(1, sizeof *s);
-    struct mp_net net = {0};
-    struct builder b = {.net = &net,
-                        .backend = a->backend,
-                        .device = a->device,
-                        .precision = precision,
-                        .err = err};
-    int rc = s ? mp_graph_check(g, err) : no_memory(err);
+    struct builder b = {.net = NULL};
+    struct mp_net net;
+    int rc;
 
-    if (!rc)
-        /* in 16 bits it has not been measured yet */
-        rc = mp_net_make(&net, g, a->backend->commutes && precision == MP_F32,
-                         err);
-    if (!rc)
-        rc = check_outputs(&net, g, err);
-    if (rc)
-        goto done;
-    b.leaf = calloc(net.nnode, 1);
-    b.computed = calloc(net.nnode, sizeof *b.computed);
-    if (!b.leaf || !b.computed) {
-        rc = no_memory(err);
-        goto done;
-    }
-    memcpy(b.leaf, net.constant, net.nnode);
-    rc = build(&b, net.output, net.noutput);
-    if (rc)
-        goto done;
+    if (!s)
+        return no_memory(err);
     s->arena = a;
-    rc = a->backend->compile(a->device, &b.program, &s->plan, err);
+    rc = prepare(&b, &net, a, g, precision, err);
+    if (!rc)
+        rc = a->backend->compile(a->device, &b.program, &s->plan, err);
     if (!rc)
         rc = take(s, &b, g, err);
-done:
-    for (size_t i = 0; b.computed && i < net.nnode; i++)
-        free(b.computed[i]);
-    free(b.computed);
-    builder_free(&b);
-    mp_net_free(&net);
+    builder_close(&b);
     if (rc) {
         mp_session_free(s);
         return rc;
     }
     *out = s;
     return 0;
+}
+
+int mp_session_size(struct mp_session_size *out, const struct mp_arena *a,
+                    const struct mp_graph *g, enum mp_dtype precision,
+                    struct mp_error *err)
+{
+    struct builder b = {.net = NULL};
+    struct mp_net net;
+    int rc = prepare(&b, &net, a, g, precision, err);
+
+    *out = (struct mp_session_size){.arena = b.program.arena};
+    for (size_t i = 0; !rc && i < b.program.nvalue; i++)
+        if (b.value[i].place == MP_CONSTANT)
+            out->constants += b.value[i].count * mp_dtype_size(precision);
+    for (size_t i = 0; !rc && i < net.noutput; i++)
+        out->outputs += bytes_of(&b.value[b.value_of[net.output[i]] - 1]);
+    builder_close(&b);
+    return rc;
 }
 
 void mp_session_free(struct mp_session *s)
@@ -668,6 +742,7 @@ void mp_session_free(struct mp_session *s)
     free(s->step);
     free(s->in);
     free(s->out);
+    free(s->outside);
     free(s->seconds);
     free(s->total);
     free(s->names);
@@ -703,59 +778,94 @@ void mp_session_output(const struct mp_session *s, size_t i,
     describe(&s->value[s->out[i]], out);
 }
 
-void mp_arena_free(struct mp_arena *a)
+/* ---- running ---- */
+
+static mp_addr place_of(const struct mp_session *s, const struct mp_value *v)
 {
-    if (a->at)
-        a->backend->free(a->device, a->at);
-    a->at = 0;
-    a->bytes = 0;
+    return v->place == MP_OUTSIDE ? s->outside[v->offset]
+                                  : s->arena->at + v->offset;
 }
 
-static int arena_fit(struct mp_arena *a, size_t bytes, struct mp_error *err)
+static int feed(struct mp_session *s, size_t i, const struct mp_operand *in,
+                struct mp_error *err)
 {
-    int rc;
+    const struct mp_backend *b = s->arena->backend;
+    const struct mp_value *v = &s->value[s->in[i]];
 
-    if (a->bytes >= bytes)
+    if (v->place == MP_OUTSIDE) {
+        s->outside[v->offset] =
+            in->host ? (mp_addr)(uintptr_t)in->host : in->at;
         return 0;
-    mp_arena_free(a);
-    rc = a->backend->alloc(a->device, bytes, &a->at, err);
+    }
+    return in->host ? b->put(s->arena->device, place_of(s, v), in->host,
+                             bytes_of(v), err)
+                    : b->copy(s->arena->device, place_of(s, v), in->at,
+                              bytes_of(v), err);
+}
+
+/* Is output i written to where it is wanted? */
+static int is_direct(const struct mp_session *s, size_t i)
+{
+    const struct mp_value *v = &s->value[s->out[i]];
+
+    return v->place == MP_OUTSIDE && v->offset == s->nin + i;
+}
+
+static int deliver(struct mp_session *s, size_t i, const struct mp_operand *out,
+                   uint64_t *ticket, struct mp_error *err)
+{
+    const struct mp_backend *b = s->arena->backend;
+    const struct mp_value *v = &s->value[s->out[i]];
+
+    if (is_direct(s, i))
+        return 0;
+    return out->host ? b->get(s->arena->device, out->host, place_of(s, v),
+                              bytes_of(v), ticket, err)
+                     : b->copy(s->arena->device, out->at, place_of(s, v),
+                               bytes_of(v), err);
+}
+
+int mp_session_start(struct mp_session *s, const struct mp_operand *in,
+                     const struct mp_operand *out, uint64_t *ticket,
+                     struct mp_error *err)
+{
+    int rc = mp_arena_fit(s->arena, s->arena_bytes, err);
+
+    *ticket = 0;
+    for (size_t i = 0; i < s->nin && !rc; i++)
+        rc = feed(s, i, &in[i], err);
+    for (size_t i = 0; i < s->nout; i++)
+        if (is_direct(s, i))
+            s->outside[s->nin + i] =
+                out[i].host ? (mp_addr)(uintptr_t)out[i].host : out[i].at;
     if (!rc)
-        a->bytes = bytes;
+        rc = s->arena->backend->run(s->plan, s->arena->at, s->outside,
+                                    s->total ? s->seconds : NULL, err);
+    for (size_t i = 0; !rc && s->total && i < s->nstep; i++)
+        s->total[i] += s->seconds[i];
+    s->runs += !rc && s->total;
+    for (size_t i = 0; i < s->nout && !rc; i++)
+        rc = deliver(s, i, &out[i], ticket, err);
     return rc;
 }
 
 int mp_session_run(struct mp_session *s, const void *const *in,
                    void *const *out, struct mp_error *err)
 {
-    const struct mp_backend *b = s->arena->backend;
-    struct mp_device *d = s->arena->device;
-    int rc = arena_fit(s->arena, s->arena_bytes, err);
+    struct mp_operand *o = calloc(s->nin + s->nout, sizeof *o);
+    uint64_t ticket;
+    int rc, rc2;
 
-    if (rc)
-        return rc;
-    for (size_t i = 0; i < s->nin; i++) {
-        const struct mp_value *v = &s->value[s->in[i]];
-
-        rc = b->put(d, s->arena->at + v->offset, in[i], bytes_of(v), err);
-        if (rc)
-            return rc;
-    }
-    rc = b->run(s->plan, s->arena->at, s->total ? s->seconds : NULL, err);
-    if (rc)
-        return rc;
-    for (size_t i = 0; s->total && i < s->nstep; i++)
-        s->total[i] += s->seconds[i];
-    s->runs += s->total != NULL;
-    for (size_t i = 0; i < s->nout; i++) {
-        const struct mp_value *v = &s->value[s->out[i]];
-
-        if (!out[i])
-            continue;
-        rc = b->get(d, out[i], s->arena->at + v->offset, bytes_of(v), err);
-        if (rc)
-            return rc;
-    }
-    return 0;
+    if (!o)
+        return no_memory(err);
+    for (size_t i = 0; i < s->nin; i++)
+        o[i].host = (void *)in[i];
+    for (size_t i = 0; i < s->nout; i++)
+        o[s->nin + i].host = out[i];
+    rc = mp_session_start(s, o, o + s->nin, &ticket, err);
+    rc2 = s->arena->backend->wait(s->arena->device, ticket, rc ? NULL : err);
+    free(o);
+    return rc ? rc : rc2;
 }
 
 void mp_session_profile(struct mp_session *s, int on)
@@ -827,6 +937,8 @@ static void dump_value(const struct mp_session *s, uint32_t i, FILE *out)
 
     if (v->place == MP_CONSTANT)
         fprintf(out, " %s", v->name ? v->name : "const");
+    else if (v->place == MP_OUTSIDE)
+        fprintf(out, " %s", v->name ? v->name : "outside");
     else
         fprintf(out, " @%zu", v->offset);
     fprintf(out, "(%s %s)", mp_dtype_name(v->dtype),

@@ -14,21 +14,10 @@
 #define CORE_SESSION_H
 
 #include <stdio.h>
+#include "arena.h"
 #include "mpipe/plugin.h"
-#include "mpipe/backend.h"
 
 struct mp_session;
-
-/* The memory that sessions of one device run in, one at a time: as large as
- * the largest needs. Set backend and device, the rest to 0; empty it with
- * mp_arena_free after the last session. */
-struct mp_arena {
-    const struct mp_backend *backend;
-    struct mp_device *device;
-    mp_addr at;
-    size_t bytes;
-};
-void mp_arena_free(struct mp_arena *a);
 
 /* precision: how activations between the steps are kept: MP_F32, MP_BF16 or
  * MP_F16. Inputs, outputs and what only prepares or presents them stay f32. */
@@ -36,6 +25,15 @@ int mp_session_new(struct mp_session **out, struct mp_arena *a,
                    const struct mp_graph *g, enum mp_dtype precision,
                    struct mp_error *err);
 void mp_session_free(struct mp_session *s); /* NULL is fine */
+
+/* What a session of g would take, found without compiling it: bytes of the
+ * arena, of outputs, and of weights, if all are kept in this precision. */
+struct mp_session_size {
+    size_t arena, outputs, constants;
+};
+int mp_session_size(struct mp_session_size *out, const struct mp_arena *a,
+                    const struct mp_graph *g, enum mp_dtype precision,
+                    struct mp_error *err);
 
 size_t mp_session_inputs(const struct mp_session *s);
 size_t mp_session_outputs(const struct mp_session *s);
@@ -45,8 +43,20 @@ void mp_session_input(const struct mp_session *s, size_t i,
 void mp_session_output(const struct mp_session *s, size_t i,
                        struct mp_tensor *out);
 
-/* in: one row-major buffer per input; out: one per output, NULL to skip it.
- * Buffers are borrowed during the call. */
+/* A row-major tensor: on the host, or at that address of the device. */
+struct mp_operand {
+    void *host; /* NULL: */
+    mp_addr at;
+};
+
+/* One operand per input and per output. Inputs may be changed and given back
+ * when it returns. So may outputs on the device, in the order of things; those
+ * on the host are there when the device's wait() of *ticket has returned, and
+ * must stay until then. */
+int mp_session_start(struct mp_session *s, const struct mp_operand *in,
+                     const struct mp_operand *out, uint64_t *ticket,
+                     struct mp_error *err);
+/* From host to host; the results are there when it returns. */
 int mp_session_run(struct mp_session *s, const void *const *in,
                    void *const *out, struct mp_error *err);
 

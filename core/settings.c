@@ -6,10 +6,12 @@
 #include "boxes.h"
 #include "classes.h"
 #include "conf.h"
+#include "json.h"
 #include "module.h"
 #include "option.h"
 #include "pipeline.h"
 #include "settings.h"
+#include "text.h"
 
 #define ROW(sec, id, kind, def, least, most, words, unit, help)                \
     {                                                                          \
@@ -40,13 +42,18 @@ static const struct mp_option model_rows[] = {
 };
 static const struct mp_option compute_rows[] = {
     ROW(compute, backend, STRING, "auto", 0, 0, NULL, NULL,
-        "Where to compute: auto, cpu, cuda or cuda:N"),
+        "Where to compute: auto, cpu, cuda, cuda:N, several as cuda:N,N, or "
+        "cuda:all"),
     ROW(compute, precision, CHOICE, "auto", 0, 0, "auto fp32 tf32 bf16 fp16",
         NULL, "Of the network; auto is the fastest that is accurate here"),
     ROW(compute, threads, INT, "auto", 1, 4096, "auto", NULL,
         "CPU threads for the network; auto is all that mpipe may use"),
     ROW(compute, batch, INT, "auto", 1, 1024, "auto", NULL,
-        "Most views that the network sees at once; auto is 1"),
+        "Most views that the network sees at once; auto is 1 on a CPU, what "
+        "fits on a GPU"),
+    ROW(compute, autotune, BOOL, "no", 0, 0, NULL, NULL,
+        "GPUs: measure which of a library's kernels is the fastest for each "
+        "layer, and keep that in ~/.cache/mpipe"),
     {0}
 };
 static const struct mp_option output_rows[] = {
@@ -119,27 +126,29 @@ size_t mp_format_next(const char *list, size_t *at, const char **word,
     return n;
 }
 
-/* A NULL-ended copy of all kinds of the head, "raw" too. */
-static char **all_kinds(const struct mp_plugin *head)
-{
-    size_t at = 0, count = 0, n;
-    char **kinds = calloc(strlen(head->formats) + 2, sizeof *kinds);
-    const char *word;
-    int unused;
-
-    while (kinds && (n = mp_format_next(head->formats, &at, &word, &unused)))
-        if (!(kinds[count++] = strndup(word, n)))
-            break;
-    if (kinds && (!count || kinds[count - 1]))
-        kinds[count] = strdup(MP_KIND_RAW);
-    return kinds;
-}
-
 static void free_words(char **words)
 {
     for (char **w = words; w && *w; w++)
         free(*w);
     free(words);
+}
+
+/* A NULL-ended copy of all kinds of the head, "raw" too. NULL: no memory. */
+static char **all_kinds(const struct mp_plugin *head)
+{
+    size_t at = 0, count = 0, n;
+    char **kinds = calloc(strlen(head->formats) + 2, sizeof *kinds);
+    const char *word;
+    int unused, bad = !kinds;
+
+    while (!bad && (n = mp_format_next(head->formats, &at, &word, &unused)))
+        bad = !(kinds[count++] = strndup(word, n));
+    if (!bad)
+        bad = !(kinds[count] = strdup(MP_KIND_RAW));
+    if (!bad)
+        return kinds;
+    free_words(kinds);
+    return NULL;
 }
 
 static int is_default(const struct mp_plugin *head, const char *kind)
@@ -264,16 +273,12 @@ struct names {
     int failed;
 };
 
-static void add_name(void *user, const char *file, const struct mp_plugin *p,
-                     const char *why)
+static void add_name(void *user, const char *name)
 {
     struct names *all = user;
-    const char *slash = strrchr(file, '/');
-    const char *base = slash ? slash + 1 : file;
     char **more = realloc(all->name, (all->n + 2) * sizeof *more);
-    char *copy = p ? strdup(p->name) : strndup(base, strcspn(base, "."));
+    char *copy = strdup(name);
 
-    (void)why;
     if (more)
         all->name = more;
     if (!more || !copy) {
@@ -288,7 +293,7 @@ static void add_name(void *user, const char *file, const struct mp_plugin *p,
 static int finish(struct mp_settings *s, struct mp_error *err)
 {
     struct names heads = {0};
-    int rc = mp_head_list(add_name, &heads, err);
+    int rc = mp_head_names(add_name, &heads, err);
 
     if (!rc && heads.failed)
         rc = no_memory(err);
@@ -298,8 +303,10 @@ static int finish(struct mp_settings *s, struct mp_error *err)
     return rc;
 }
 
-int mp_settings_open(struct mp_settings **out, const char *file,
-                     const char *const *assign, size_t n, struct mp_error *err)
+/* file or folder: NULL. */
+static int open_settings(struct mp_settings **out, const char *file,
+                         const char *folder, const char *const *assign,
+                         size_t n, struct mp_error *err)
 {
     struct mp_settings *s = calloc(1, sizeof *s);
     int rc;
@@ -310,6 +317,8 @@ int mp_settings_open(struct mp_settings **out, const char *file,
         return no_memory(err);
     }
     rc = declare(s, err);
+    if (!rc && folder)
+        rc = mp_conf_in(s->conf, folder, err);
     if (!rc && file)
         rc = mp_conf_file(s->conf, file, err);
     for (size_t i = 0; i < n && !rc; i++)
@@ -328,6 +337,19 @@ int mp_settings_open(struct mp_settings **out, const char *file,
     }
     *out = s;
     return 0;
+}
+
+int mp_settings_open(struct mp_settings **out, const char *file,
+                     const char *const *assign, size_t n, struct mp_error *err)
+{
+    return open_settings(out, file, NULL, assign, n, err);
+}
+
+int mp_settings_inline(struct mp_settings **out, const char *folder,
+                       const char *const *assign, size_t n,
+                       struct mp_error *err)
+{
+    return open_settings(out, NULL, folder, assign, n, err);
 }
 
 void mp_settings_free(struct mp_settings *s)
@@ -536,7 +558,10 @@ int mp_settings_pipeline(struct mp_pipeline **p, const struct mp_settings *s,
         .backend = s->compute.backend,
         .precision = (enum mp_precision)s->compute.precision,
         .threads = s->compute.threads > 0 ? s->compute.threads : 0,
+        .batch = s->compute.batch > 0 ? s->compute.batch : 0,
+        .autotune = s->compute.autotune,
         .strict = s->model.strict,
+        .classes = s->classes,
         .devices = devices,
     };
     int rc = mp_pipeline_open(p, &c, err);
@@ -569,6 +594,7 @@ json_t *mp_json_text(const char *bytes)
     if (!text)
         return NULL;
     for (size_t i = 0; i < n;) {
+        unsigned before = mp_json_losses();
         size_t len = 1;
         json_t *one;
 
@@ -577,6 +603,10 @@ json_t *mp_json_text(const char *bytes)
                (bytes[i + len] & 0xc0) == 0x80)
             len++;
         one = json_stringn(bytes + i, len);
+        if (!one && mp_json_losses() != before) {
+            free(text);
+            return NULL;
+        }
         memcpy(text + used, one ? bytes + i : "\xef\xbf\xbd", one ? len : 3);
         used += one ? len : 3;
         i += one ? len : 1;
@@ -587,12 +617,11 @@ json_t *mp_json_text(const char *bytes)
     return out;
 }
 
-/* One "key = value" or "[section]" line of a dump. */
+/* One "key = value" or "[section]" line of a dump, without its end. */
 static int add_line(json_t *root, json_t **section, char *line)
 {
     char *equals = strstr(line, " =");
 
-    line[strcspn(line, "\n")] = '\0';
     if (*line == '[') {
         line[strcspn(line, "]")] = '\0';
         *section = json_object();
@@ -608,23 +637,18 @@ static int add_line(json_t *root, json_t **section, char *line)
 json_t *mp_settings_json(const struct mp_settings *s)
 {
     json_t *root = json_object(), *section = NULL;
-    size_t n = 0, size = 0;
-    char *text = NULL, *line = NULL;
-    FILE *f = open_memstream(&text, &n);
-    int bad = !f || !root;
+    struct mp_text text;
+    char *line, *save = NULL;
+    int bad = mp_text_open(&text);
 
-    if (f) {
-        bad |= mp_conf_dump(s->conf, f) == MP_EIO;
-        bad |= fclose(f) != 0;
+    if (!bad) {
+        mp_conf_dump(s->conf, text.f);
+        bad = mp_text_close(&text);
     }
-    f = bad ? NULL : fmemopen(text, n, "r");
-    bad |= !f;
-    while (!bad && getline(&line, &size, f) > 0)
-        bad = add_line(root, &section, line) != 0;
-    if (f)
-        fclose(f);
-    free(line);
-    free(text);
+    for (line = bad ? NULL : strtok_r(text.bytes, "\n", &save); line && !bad;
+         line = strtok_r(NULL, "\n", &save))
+        bad = add_line(root, &section, line);
+    free(text.bytes);
     if (!bad)
         return root;
     json_decref(root);

@@ -47,6 +47,7 @@ struct mp_settings {
         char *backend;
         int32_t precision;      /* enum mp_precision */
         int32_t threads, batch; /* -1: auto */
+        int32_t autotune;
     } compute;
     struct {
         char *formats;
@@ -75,6 +76,10 @@ struct mp_settings {
  * need not be named: then its section and the formats are not checked. */
 int mp_settings_open(struct mp_settings **out, const char *file,
                      const char *const *assign, size_t n, struct mp_error *err);
+/* Without a file, but as if one were in this folder. */
+int mp_settings_inline(struct mp_settings **out, const char *folder,
+                       const char *const *assign, size_t n,
+                       struct mp_error *err);
 void mp_settings_free(struct mp_settings *s); /* NULL is fine */
 
 /* The same settings but for n of the head's options, given as texts, and the

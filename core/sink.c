@@ -8,6 +8,7 @@
 #include "image.h"
 #include "settings.h"
 #include "sink.h"
+#include "text.h"
 
 static const char *const suffixes[] = {"png", "npy", "json"};
 
@@ -128,14 +129,16 @@ static int keep_file(struct mp_keep *k, const char *kind, const char *suffix,
                      const void *x, struct mp_error *err)
 {
     struct mp_kept *one = add_kept(k, kind, suffix);
-    FILE *f = one ? open_memstream(&one->bytes, &one->n) : NULL;
+    struct mp_text text;
     int rc;
 
-    if (!f)
+    if (!one || mp_text_open(&text))
         return mp_fail(err, MP_ENOMEM, "out of memory");
-    rc = encode(f, x, err);
-    if (fclose(f) && !rc)
-        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    rc = encode(text.f, x, err);
+    if (mp_text_close(&text))
+        return rc ? rc : mp_fail(err, MP_ENOMEM, "out of memory");
+    one->bytes = text.bytes;
+    one->n = text.n;
     return rc;
 }
 

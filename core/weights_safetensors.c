@@ -7,12 +7,12 @@
  * without hole or overlap, to the last byte.
  */
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "json.h"
 #include "weights_impl.h"
 
 #define HEADER_MAX 100000000u
@@ -220,11 +220,11 @@ int mp_weights_read_safetensors(struct mp_weights *w, struct mp_error *err)
                        (unsigned long long)n);
     if (n < 2 || w->file[8] != '{')
         return mp_fail(err, MP_EFORMAT, "the header does not start with '{'");
-    root = json_loadb((const char *)w->file + 8, (size_t)n,
-                      JSON_REJECT_DUPLICATES, &why);
-    if (!root)
-        return mp_fail(err, MP_EFORMAT, "header, byte %d: %s", why.position,
-                       why.text);
+    rc = mp_json_parse(&root, w->file + 8, (size_t)n, &why, err);
+    if (rc == MP_EFORMAT)
+        mp_fail_in(err, "header, byte %d", why.position);
+    if (rc)
+        return rc;
     rc = read_header(w, root, w->file + 8 + n, err);
     json_decref(root);
     return rc;

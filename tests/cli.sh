@@ -293,6 +293,7 @@ seg 2 -o pipeline.classes=none in out2
 says 'classes is not set'
 seg 2 -o pipeline.classes=camvid in out2
 says 'has 7 classes'
+has_not out2
 seg 2 -o model.checkpoint="$dir/models/demo-depth.safetensors" in out3
 has_not out3
 seg 2 -o compute.backend=none in out3

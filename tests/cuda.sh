@@ -22,7 +22,8 @@ fail() {
 
 # ---- kernels and host code ----
 
-if [ ! -e "$builddir/tests/sim/gpusim.la" ]; then
+sim=$builddir/tests/sim/.libs/libcuda.so
+if [ ! -e "$sim" ]; then
     echo "SKIPPED: kernels on the processor: there is no C++17 compiler"
 elif [ ! -e "$builddir/tests/test_ops" ]; then
     echo "SKIPPED: kernels on the processor: Check was not found"
@@ -31,6 +32,49 @@ else
     MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
         "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
         fail "test_ops on the simulated GPU"
+    # Streams that do things in any order that they may.
+    for order in late early 1 2 3 4 5 6 7 8; do
+        MPIPE_SIM_ORDER=$order MPIPE_BACKEND_PATH=$builddir/tests/sim \
+            MPIPE_TEST_BACKEND=gpusim "$builddir/tests/test_session" \
+            > "$dir/err" 2>&1 || fail "test_session, order $order"
+    done
+fi
+
+# ---- from pictures to results ----
+
+# results NAME BACKEND BATCH: into $dir/NAME.
+results() {
+    MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_MODEL_PATH=$dir/models \
+        "$builddir/mpipe" -q -c "$srcdir/conf/seg.ini" -o compute.batch="$3" \
+        -o compute.backend="$2" -o compute.precision=fp32 \
+        -o output.formats="labels probs raw" "$dir/in" "$dir/$1" \
+        2> "$dir/err" || fail "backend $2, batch $3"
+}
+
+mkdir "$dir/models" "$dir/in"
+if [ -e "$sim" ]; then
+    for f in rgb8_all_filters palette8 gray8; do
+        cp "$srcdir/tests/data/awkward/$f.png" "$dir/in" || exit 99
+    done
+    "$builddir/tests/make_weights" "$keys/tiny_seg.json" \
+        "$dir/models/demo-seg.safetensors" || exit 99
+    results one gpusim 1
+    MPIPE_SIM_DEVICES=2 MPIPE_SIM_ORDER=3 results two gpusim:all 2
+    # Times are in run.json.
+    diff -rq -x run.json "$dir/one" "$dir/two" > "$dir/err" 2>&1 ||
+        fail "two devices and a batch of 2 are not the same bytes as one"
+    [ "$(find "$dir/two" -name '*.npy' | wc -l)" = 6 ] || fail "no results"
+    # A device that breaks down on the way ends the run, and all is put away.
+    for at in 1 1000 2000; do
+        MPIPE_SIM_FAULT=$at MPIPE_SIM_KERNELS=no \
+            MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_MODEL_PATH=$dir/models \
+            "$builddir/mpipe" -q -c "$srcdir/conf/seg.ini" \
+            -o compute.backend=gpusim "$dir/in" "$dir/broken$at" \
+            > "$dir/out" 2> "$dir/err"
+        status=$?
+        [ $status = 3 ] && grep -q "illegal memory access" "$dir/err" ||
+            fail "broken device: status $status"
+    done
 fi
 
 # ---- the module ----
@@ -47,17 +91,26 @@ refuses() {
 
 if [ ! -e "$builddir/backends/cuda.la" ]; then
     echo "SKIPPED: the module: configured without CUDA"
+elif [ ! -e "$sim" ]; then
+    echo "SKIPPED: the module: there is no C++17 compiler for its driver"
 else
     tested=1
     MPIPE_BACKEND_PATH=$builddir/backends
     export MPIPE_BACKEND_PATH
-    cp "$builddir/tests/sim/.libs/libcuda.so" "$dir/libcuda.so.1" || exit 99
+    cp "$sim" "$dir/libcuda.so.1" || exit 99
     refuses none "there is no NVIDIA GPU"
     refuses "old driver" "is for CUDA 11.4, .* update the driver"
     refuses "old device" "Fake 1000 has compute capability 7.5, .* needs 8.0"
-    refuses other "Fake 1000: not permitted"
+    refuses closed "Fake 1000: not permitted"
 
-    mkdir "$dir/models"
+    # The module itself, kernels and all, on the simulated driver.
+    if [ -e "$builddir/tests/test_session" ]; then
+        MPIPE_CUDA_LIBRARIES=no MPIPE_TEST_BACKEND=cuda \
+            LD_LIBRARY_PATH=$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+            "$builddir/tests/test_session" > "$dir/err" 2>&1 ||
+            fail "test_session with the module"
+    fi
+
     # auto: says why, and computes on the CPU.
     "$builddir/tests/make_weights" "$keys/tiny_depth.json" \
         "$dir/models/demo-depth.safetensors" || exit 99

@@ -2,13 +2,14 @@
 /*
  * cudnn_plans.c - does cuDNN have a way for the convolutions of the networks?
  * Asked of the real library, for GPUs that are described to it and need not be
- * there: plans are made by the backend's own code, and not run. Exit status 77
- * where there is no cuDNN that knows such descriptions.
+ * there: plans are made by the backend's own code, and not run. And is every
+ * choice of a way that is kept in a file (autotune) the same way when it is
+ * read? Exit status 77 where there is no cuDNN that knows such descriptions.
  */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
-#include "cuda/lib.h"
+#include "cuda/vendor.h"
 
 #ifdef __SANITIZE_ADDRESS__
 /* cuDNN keeps what it has until the process ends. */
@@ -95,17 +96,77 @@ static int load(struct dnn_calls *dnn)
 static int describe(struct gpu *g, int processors, int shared, long long memory,
                     int clock, int memory_clock, int l2, int version)
 {
-    const struct dnn_calls *dnn = &g->dnn;
+    const struct dnn_calls *dnn = &g->vendor->dnn;
     char text[1024];
     int n = snprintf(text, sizeof text, device, processors, shared, memory,
                      clock, memory_clock, l2, version, CUDA_VERSION);
 
     return !dnn->cudnnBackendCreateDescriptor(
-               CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &g->described) &&
+               CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &g->vendor->described) &&
            !dnn->cudnnBackendSetAttribute(
-               g->described, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
+               g->vendor->described, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
                CUDNN_TYPE_CHAR, n, text) &&
-           !dnn->cudnnBackendFinalize(g->described);
+           !dnn->cudnnBackendFinalize(g->vendor->described);
+}
+
+/* The ways that are worth measuring: each makes a plan by its text alone. */
+static int choose(struct gpu *g, const struct lib_conv *c)
+{
+    char choice[LIB_CHOICES][CHOICE_BYTES];
+    struct mp_error why = {0};
+    size_t n = 0, failed = 0;
+
+    if (lib_dnn.choices(choice, &n, g, c, &why)) {
+        printf("       no choices: %s\n", why.text);
+        return 1;
+    }
+    printf("       %zu choices:", n);
+    for (size_t i = 0; i < n; i++) {
+        struct lib_plan *p;
+
+        printf(" %s", choice[i]);
+        if (lib_dnn.plan_new(&p, g, c, choice[i], &why)) {
+            printf(" FAILED: %s\n", why.text);
+            failed++;
+        } else {
+            p->free(p);
+        }
+    }
+    puts("");
+    return failed != 0;
+}
+
+/* None of these is a choice. */
+static int refuse(struct gpu *g)
+{
+    static const char *const bad[] = {"",
+                                      "x",
+                                      "4,",
+                                      "4,2",
+                                      "4,2=",
+                                      "4,2=x",
+                                      "4;2=1",
+                                      "-1",
+                                      "999999",
+                                      "4,9999=1",
+                                      "4,-1=1",
+                                      "4,2=99999999999999",
+                                      "18446744073709551616"};
+    struct lib_conv c = cases[0].conv;
+    struct lib_plan *p;
+    int failed = 0;
+
+    c.type = c.y_type = MP_BF16;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct mp_error why = {0};
+
+        if (lib_dnn.plan_new(&p, g, &c, bad[i], &why))
+            continue;
+        printf("  \"%s\" made a plan\n", bad[i]);
+        p->free(p);
+        failed++;
+    }
+    return failed;
 }
 
 static int ask(struct gpu *g, enum mp_dtype t, int tf32)
@@ -119,7 +180,7 @@ static int ask(struct gpu *g, enum mp_dtype t, int tf32)
 
         c.type = c.y_type = t;
         c.tf32 = tf32;
-        if (dnn_plan_new(&p, g, &c, &why)) {
+        if (lib_dnn.plan_new(&p, g, &c, NULL, &why)) {
             printf("  %-4s %-17s none: %s\n", tf32 ? "tf32" : mp_dtype_name(t),
                    cases[i].what, why.text);
             failed += !cases[i].may_fail;
@@ -129,6 +190,7 @@ static int ask(struct gpu *g, enum mp_dtype t, int tf32)
                tf32 ? "tf32" : mp_dtype_name(t), cases[i].what, p->name,
                p->work);
         p->free(p);
+        failed += choose(g, &c);
     }
     return failed;
 }
@@ -147,9 +209,10 @@ int main(void)
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (size_t i = 0; i < sizeof gpu / sizeof *gpu; i++) {
-        struct gpu g = {0};
+        struct vendor v = {.lt_handle = NULL};
+        struct gpu g = {.vendor = &v};
 
-        if (!load(&g.dnn) ||
+        if (!load(&v.dnn) ||
             !describe(&g, gpu[i].processors, gpu[i].shared, gpu[i].memory,
                       gpu[i].clock, gpu[i].memory_clock, gpu[i].l2,
                       gpu[i].version)) {
@@ -159,10 +222,11 @@ int main(void)
         printf("sm_%d\n", gpu[i].version / 10);
         failed += ask(&g, MP_BF16, 0);
         failed += ask(&g, MP_F16, 0);
+        failed += refuse(&g);
         ask(&g, MP_F32, 1); /* for what it says: kernels of ours are exact */
         ask(&g, MP_F32, 0);
-        g.dnn.cudnnBackendDestroyDescriptor(g.described);
+        v.dnn.cudnnBackendDestroyDescriptor(v.described);
     }
-    printf("%d of 16 bits without a plan\n", failed);
+    printf("%d failed\n", failed);
     return failed != 0;
 }

@@ -3,7 +3,8 @@
 # tests/full.sh [--weights FOLDER] DIR
 # Every golden of DIR (golden/, keys/, pth/), full-size ones too. The full-size
 # checkpoints are made from DIR/keys in a temporary folder (7.5 GB), or taken
-# from FOLDER (seg_ade20k.safetensors, depth_nyu.safetensors).
+# from FOLDER (seg_ade20k.safetensors, depth_nyu.safetensors). Where protocol/
+# and camvid/ lie beside DIR, every case of theirs, and the photographs.
 # Run it in the folder where mpipe was built, or set builddir.
 set -eu
 
@@ -32,9 +33,21 @@ trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' HUP INT TERM
 failed=0
 
-# The unit test looks for reference/ in the folder that MPIPE_SHARED names.
+# Tests look for the complete sets in the folder that MPIPE_SHARED names.
 ln -s "$dir" "$tmp/reference"
-MPIPE_SHARED=$tmp "$build/tests/test_net" || failed=1
+wants=tests/test_net
+if [ -d "$dir/../protocol" ] && [ -d "$dir/../camvid" ]; then
+    ln -s "${dir%/*}/protocol" "${dir%/*}/camvid" "$tmp"
+    wants=$(cd "$srcdir" &&
+        grep -lE 'MPIPE_SHARED|shared_path' tests/test_*.c tests/*.sh |
+        sed -e '/full\.sh$/d' -e 's/\.c$//' | tr '\n' ' ')
+else
+    echo "full.sh: no protocol/ and camvid/ beside $dir, so without them"
+fi
+MPIPE_SHARED=$tmp make -C "$build" check TESTS="$wants" || failed=1
+for test in $wants; do
+    ! grep MPIPE_SHARED "$build/${test%.sh}.log" || failed=1 # left out
+done
 
 for keys in seg_ade20k:full_seg_ade20k_512 depth_nyu:full_depth_nyu_480x640; do
     golden=$dir/golden/${keys#*:}.safetensors

@@ -7,6 +7,7 @@
  * fp32: twice the float32 error of the published code against its own float64
  * run, everywhere along the way; classes equal on 99.99 % of pixels. bf16: as
  * near to that run as PyTorch's bf16 of the same network, see bf16_bound.
+ * On the backend of MPIPE_TEST_BACKEND (cpu).
  * Exit status 77: this device has no bf16 arithmetic. Takes minutes and as much
  * memory as the checkpoint twice, so it is no part of make check.
  */
@@ -361,6 +362,7 @@ static void compare(const struct net *n, const struct golden *gold,
 
 int main(int argc, char **argv)
 {
+    const char *backend = getenv("MPIPE_TEST_BACKEND");
     struct net n = {0};
     struct result r = {0};
     struct mp_error err = {0};
@@ -376,8 +378,8 @@ int main(int argc, char **argv)
     }
     n.depth = !strcmp(argv[1], "depth");
     exact = !strcmp(argv[4], "fp32");
-    if (mp_device_open(&r.device, "cpu", exact ? MP_PREC_FP32 : MP_PREC_BF16, 0,
-                       &err)) {
+    if (mp_device_open(&r.device, backend ? backend : "cpu",
+                       exact ? MP_PREC_FP32 : MP_PREC_BF16, 0, &err)) {
         printf("SKIP %s %s: %s\n", argv[1], argv[4], err.text);
         return 77;
     }

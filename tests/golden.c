@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct golden {
     unsigned char *file;
@@ -259,4 +260,26 @@ int near_enough(const float *got, const void *want, enum mp_dtype type,
         }
     }
     return 1;
+}
+
+/* ---- time ---- */
+
+#define USUAL 0.1 /* seconds that this takes, built with -O2 */
+
+double slowness(void)
+{
+    static volatile uint32_t table[4096];
+    struct timespec from, to;
+    uint32_t x = 1;
+    double took;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+    for (int i = 0; i < 40000000; i++) {
+        x = x * 1664525 + 1013904223;
+        table[x >> 20] += x;
+    }
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+    took = (double)(to.tv_sec - from.tv_sec) +
+           1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+    return took > USUAL ? took / USUAL : 1;
 }

@@ -37,6 +37,10 @@ void golden_free(struct golden *g);
 /* NULL if there is none of that name (nothing is printed). */
 const struct golden_tensor *golden_get(const struct golden *g,
                                        const char *name);
+/* How many times slower this machine is than the one that bounds of seconds of
+ * the processor were written for; 1 at least. */
+double slowness(void);
+
 /* In no particular order; NULL after the last. */
 const struct golden_tensor *golden_at(const struct golden *g, size_t i);
 /* A string of __metadata__, or NULL. */

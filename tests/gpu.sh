@@ -6,8 +6,9 @@
 # the machine with the GPU; BUILD (default: .) is a built tree, which may have
 # been built elsewhere and carried there with this source folder beside it.
 # --dry-run: on any machine, everything up to the first call of the device.
-# --pack: source/, build/ and lib/ (the libraries that both need, but for those
-# of the system's C and of CUDA), for a machine that has none of them; there:
+# --pack: source/, build/ and lib/ (the libraries that both need, but for CUDA's
+# and those that every system has: an older one here would be taken there by
+# CUDA's, too), for a machine that has none of them; there:
 #     tar xf FILE.tar.xz && MPIPE_LIBRARY_PATH=$PWD/lib source/tests/gpu.sh build
 # Environment: COMPUTE_SANITIZER, the program, if it is not on the PATH;
 # MPIPE_LIBRARY_PATH, folders of libraries that travelled with the tree.
@@ -63,12 +64,15 @@ mpipe=$(program mpipe)
 inspect=$(program mpipe-inspect)
 ops=$(program tests/test_ops)
 net=$(program tests/test_net)
+session=$(program tests/test_session)
+batch=$(program tests/test_batch)
 make_weights=$(program tests/make_weights)
 
 if [ -n "$pack" ]; then
     mkdir -p "$work/lib" "$work/build/backends" || exit 99
     for f in mpipe mpipe-inspect tests/test_ops tests/test_net \
-        tests/make_weights bench/bench; do
+        tests/test_session tests/test_batch tests/full_net tests/make_weights \
+        bench/bench; do
         mkdir -p "$work/build/$(dirname "$f")"
         cp "$(program $f)" "$work/build/$f" || exit 99
     done
@@ -79,7 +83,7 @@ if [ -n "$pack" ]; then
     done
     rm -rf "$work"/build/plugins/.libs "$work"/build/plugins/*.la
     ldd "$mpipe" "$ops" | awk '$3 ~ /^\// { print $3 }' | sort -u |
-        grep -vE '/(libc|libm|libdl|librt|libpthread)\.so' |
+        grep -vE '/lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|z)\.so' |
         while read -r f; do cp -L "$f" "$work/lib/"; done
     (cd "$srcdir" && tar cf - conf samples tests bench) |
         (mkdir "$work/source" && cd "$work/source" && tar xf -) || exit 99
@@ -93,26 +97,47 @@ note() { # RESULT WHAT DETAIL
     [ "$1" != FAILED ] || failed=1
 }
 
-# try WHAT COMMAND...: its output is shown; its status counts.
-try() {
+# start WHAT COMMAND...: four at a time, side by side, so that the processor's
+# part of a test does not keep the GPU waiting; finish waits for all, shows what
+# they said, and counts their statuses.
+started=0
+start() {
     what=$1
     shift
-    echo "== $what: $*"
-    "$@" > "$work/log" 2>&1
-    status=$?
-    tail -n 40 "$work/log"
-    last=$(grep -aE 'Checks:|ERROR SUMMARY|passed|differ' "$work/log" |
-        tail -n 1)
-    if [ $status = 0 ]; then
-        note ok "$what" "$last"
-    else
-        note FAILED "$what" "status $status; $last"
-    fi
-    return $status
+    echo "$what" > "$work/what$started"
+    (
+        echo "== $what: $*" > "$work/log$started"
+        "$@" >> "$work/log$started" 2>&1
+        echo $? > "$work/status$started"
+    ) &
+    started=$((started + 1))
+    [ $((started % 4)) != 0 ] || wait
+}
+finish() {
+    wait
+    i=0
+    while [ $i -lt $started ]; do
+        status=$(cat "$work/status$i")
+        head -n 1 "$work/log$i"
+        tail -n +2 "$work/log$i" | tail -n 40
+        last=$(grep -aE 'Checks:|ERROR SUMMARY|passed|differ|^SKIP' \
+            "$work/log$i" | tail -n 1)
+        case $status in
+        0) note ok "$(cat "$work/what$i")" "$last" ;;
+        77) note SKIPPED "$(cat "$work/what$i")" "$last" ;;
+        *) note FAILED "$(cat "$work/what$i")" "status $status; $last" ;;
+        esac
+        i=$((i + 1))
+    done
+    started=0
+}
+try() {
+    start "$@"
+    finish
 }
 
-for f in "$mpipe" "$inspect" "$ops" "$net" "$make_weights" \
-    "$build/backends"/cuda.*; do
+for f in "$mpipe" "$inspect" "$ops" "$net" "$session" "$batch" \
+    "$make_weights" "$build/backends"/cuda.*; do
     [ -e "$f" ] && continue
     echo "gpu.sh: no $f: build it first, with CUDA and Check" >&2
     exit 2
@@ -142,44 +167,46 @@ fi
 
 # ---- every op, whole networks ----
 
-try "ops" "$ops"
-try "networks against goldens" "$net"
+start "ops" "$ops"
 # Our kernels alone: what else happens only where a library has no way.
-try "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
-try "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
+start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
+start "networks against goldens" "$net"
+start "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
+start "sessions" "$session"
+start "batches that fit" "$batch"
+finish
 
 # ---- the program ----
 
 # run NAME TASK OPTION...: results into $work/NAME.
+# shellcheck disable=SC2317 # called by name
 run() {
     name=$1 task=$2
     shift 2
     "$mpipe" -q -c "$srcdir/conf/$task.ini" -o compute.backend=cuda "$@" \
         "$srcdir/samples" "$work/$name"
 }
-# The same bytes, whatever else a run differs in.
-# shellcheck disable=SC2317 # called by name Times are in run*.json.
+# The same bytes, whatever else a run differs in: times are in run*.json.
+# shellcheck disable=SC2317
 same() {
     diff -rq -x 'run*.json' "$work/$1" "$work/$2"
 }
 for precision in fp32 tf32 bf16 fp16; do
-    try "mpipe seg $precision" run "seg-$precision" seg \
+    start "mpipe seg $precision" run "seg-$precision" seg \
         -o compute.precision=$precision
-    try "mpipe depth $precision" run "depth-$precision" depth \
+    start "mpipe depth $precision" run "depth-$precision" depth \
         -o compute.precision=$precision
 done
-if run again seg -o compute.precision=bf16; then
-    try "the same run twice, bytes" same seg-bf16 again
-fi
-for batch in 1 3; do
-    run "lib$batch" seg -o compute.batch=$batch ||
-        note FAILED "batch $batch, libraries" "status $?"
+start "mpipe seg bf16 again" run again seg -o compute.precision=bf16
+for n in 1 3; do
+    start "batch $n, libraries" run "lib$n" seg -o compute.batch=$n
     MPIPE_CUDA_LIBRARIES=no
     export MPIPE_CUDA_LIBRARIES
-    run "own$batch" seg -o compute.batch=$batch ||
-        note FAILED "batch $batch" "status $?"
+    start "batch $n, own kernels" run "own$n" seg -o compute.batch=$n
     unset MPIPE_CUDA_LIBRARIES
 done
+finish
+try "the same run twice, bytes" same seg-bf16 again
 try "bytes for any batch, own kernels" same own1 own3
 # Libraries may choose another way for another batch: told, not failed.
 if same lib1 lib3 > "$work/log"; then
@@ -195,11 +222,12 @@ if [ -n "$sanitizer" ]; then
     # Our kernels; those of f32 and those of 16 bits.
     for tool in memcheck racecheck initcheck synccheck; do
         for kind in fp32 bf16_inside; do
-            try "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
+            start "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
                 MPIPE_CUDA_LIBRARIES=no "$sanitizer" --tool $tool \
                 --error-exitcode 9 "$ops"
         done
     done
+    finish
 else
     note SKIPPED "compute-sanitizer" "not found"
 fi
@@ -218,13 +246,13 @@ leaks() {
             "$work/many$n" "$work/leak$n" &
         pid=$!
         most=0
-        while kill -0 $pid 2>/dev/null; do
+        while kill -0 "$pid" 2>/dev/null; do
             now=$(nvidia-smi --query-compute-apps=used_memory \
                 --format=csv,noheader,nounits 2>/dev/null | sort -n | tail -n 1)
             [ "${now:-0}" -gt "$most" ] 2>/dev/null && most=$now
             sleep 0.2
         done
-        wait $pid || return 1
+        wait "$pid" || return 1
         echo "$n pictures: at most $most MiB"
         eval "most$n=$most"
     done

@@ -26,7 +26,9 @@ trap 'exit 1' HUP INT TERM
 mkdir "$dir/models"
 "$make_weights" "$keys/tiny_seg.json" "$dir/models/demo-seg.safetensors" &&
     "$make_weights" "$keys/tiny_depth.json" \
-        "$dir/models/demo-depth.safetensors" || exit 99
+        "$dir/models/demo-depth.safetensors" &&
+    "$make_weights" "$keys/tiny_pose.json" \
+        "$dir/models/demo-pose.safetensors" || exit 99
 MPIPE_MODEL_PATH=$dir/models
 export MPIPE_MODEL_PATH
 cd "$dir" || exit 99
@@ -67,7 +69,7 @@ says() {
     grep -q -- "$1" body || fail "does not say \"$1\": $(cat body)"
 }
 logs() {
-    wait_for 10 grep -q -- "$1" log || fail "does not log \"$1\""
+    wait_for 60 grep -q -- "$1" log || fail "does not log \"$1\""
 }
 
 is_ready() {
@@ -102,6 +104,7 @@ socket = $dir/s
 
 [worker]
 deaths = 3
+within = 3600
 
 [pipeline seg]
 file = $conf/seg.ini
@@ -111,6 +114,12 @@ compute.backend = cpu
 file = $conf/depth.ini
 compute.backend = cpu
 output.formats = png16 color npy
+
+[pipeline pose]
+file = $conf/pose.ini
+load = on-demand
+compute.backend = cpu
+compute.batch = 8
 END
 url=http://localhost/v2/models
 start
@@ -138,6 +147,11 @@ for check in [0-9]*.check; do
 done
 [ "$(ls [0-9]*.check | wc -l)" = 10 ] || fail "not 10 examples"
 rm -rf seg depth faint
+
+# its metrics, all of them
+get http://localhost/metrics | awk '/^# TYPE/ { print $3 }' | sort > told
+grep -o 'mpipe_[a-z_]*' "$page" | grep -v '^mpipe_http$' | sort -u > described
+cmp -s told described || fail "metrics: $(diff told described)"
 
 # ---- the same bytes ----
 
@@ -173,23 +187,69 @@ for n in 1 2 3 4 5 6 7 8 9; do
     cp "$data/rgb8_all_filters.png" many/$n.png
 done
 cp "$data/exif_orientation_6.jpg" many/turned.jpg
+cp many/1.png "many/$(printf '%0220d' 8).png"
+cp many/1.png "many/$(printf '\351t\351').png" # no UTF-8
 echo nonsense > many/bad.png
 ln -s nowhere many/dangling.png
 both() {
     "$mpipe" -v -c "$conf/seg.ini" -o compute.backend=cpu \
         -o output.formats='labels overlay probs' -o daemon.socket="$dir/s" "$@"
 }
-both --daemon never many here 2> err
-[ $? = 1 ] || fail "status of mpipe"
-both --daemon require many there 2> err.client
-[ $? = 1 ] || fail "status of the client: $(cat err.client)"
-grep -q '^mpipe: daemon: ' err.client || fail "no daemon: $(cat err.client)"
-for run in here there; do
-    sed -e '/"seconds"/,/}/d' -e '/"socket"/d' $run/run.json > $run.json
-    rm $run/run.json
+# same COMMAND: it leaves the same with and without the daemon, and fails for
+# some pictures
+same() {
+    "$1" --daemon never many here 2> err
+    [ $? = 1 ] || fail "status of mpipe: $(cat err)"
+    "$1" --daemon require many there 2> err.client
+    [ $? = 1 ] || fail "status of the client: $(cat err.client)"
+    grep -q '^mpipe: daemon: ' err.client || fail "no daemon: $(cat err.client)"
+    for run in here there; do
+        sed -e '/"seconds"/,/}/d' -e '/"socket"/d' $run/run.json > $run.json
+        rm $run/run.json
+    done
+    diff -r here there > diff || fail "the client's results differ: $(cat diff)"
+    cmp here.json there.json ||
+        fail "run.json differs: $(diff here.json there.json)"
+}
+same both
+# persons of a file, one of them in no picture; and a pipeline that is loaded
+# for who asks
+cat > boxes.json << END
+[{"image_id": 1, "category_id": 1, "bbox": [1.1, 2, 20.3, 30], "score": 0.9},
+ {"image_id": 1, "category_id": 1, "bbox": [-3, 0, 9, 9.7], "score": 0.3},
+ {"image_id": 7, "category_id": 1, "bbox": [0.7, 0.1, 11, 9], "score": 1}]
+END
+persons() {
+    "$mpipe" -v -c "$conf/pose.ini" -o compute.backend=cpu \
+        -o pipeline.boxes="$dir/boxes.json" -o pose.input=64x48 -o pose.flip=yes \
+        -o pose.most_alike=1 -o compute.batch=8 -o output.formats='json keypoints' \
+        -o daemon.socket="$dir/s" "$@"
+}
+mv here here.seg
+mv there there.seg
+same persons
+grep -q '"image_id": *7' there/keypoints.json ||
+    fail "nobody in picture 7: $(cat there/keypoints.json)"
+grep -q 'bad.png.*read' there/errors.jsonl || fail "bad.png: $(cat there/errors.jsonl)"
+grep -q 'turned.jpg.*views' there/errors.jsonl ||
+    fail "turned.jpg: $(cat there/errors.jsonl)"
+# as many pictures at once as there are places: twice its batch and 3
+mkdir crowd
+for n in $(seq 24); do
+    cp "$data/rgb8_all_filters.png" crowd/$n.png
 done
-diff -r here there > diff || fail "the client's results differ: $(cat diff)"
-cmp here.json there.json || fail "run.json differs: $(diff here.json there.json)"
+under_way() {
+    get http://localhost/metrics | awk -v want="$1" \
+        '/^mpipe_(in_flight|queue_length){model="pose"/ { n += $2 }
+        END { exit n != want }'
+}
+kill -STOP $(worker)
+persons --daemon require crowd crowd.out 2> err.client &
+client=$!
+wait_for 60 under_way 19 || fail "not 19 pictures under way"
+kill -CONT $(worker)
+wait $client || fail "status $? of the client: $(cat err.client)"
+status 200 -X POST http://localhost/v2/repository/models/pose/unload
 both --daemon auto -o model.strict=no in auto 2> err ||
     fail "auto with another pipeline: $(cat err)"
 grep -q 'not used: .*strict' err || fail "does not say why: $(cat err)"
@@ -211,6 +271,16 @@ status 400 --data-binary @in/rgb8.png "$url/seg/infer?output=lables"
 says 'did you mean labels?'
 status 406 --data-binary @in/rgb8.png -H 'Accept: application/json' \
     $url/seg/infer
+status 406 --data-binary @in/rgb8.png -H 'Accept: image/jpeg' $url/seg/infer
+says 'results are image/png'
+status 400 -F file=@in/rgb8.png $url/seg/infer
+says 'a form is no picture'
+status 400 -d garbage http://localhost/v2/repository/index
+status 400 -d garbage http://localhost/v2/repository/models/seg/unload
+status 501 -d '{"parameters": {"config": "{}"}}' \
+    http://localhost/v2/repository/models/seg/load
+says 'parameter config'
+status 501 $url/seg/trace/setting
 status 400 -X POST $url/seg/infer
 status 404 --data-binary @in/rgb8.png $url/none/infer
 status 404 http://localhost/nowhere
@@ -231,14 +301,14 @@ for n in 1 2 3; do
     get -o body -w '%{http_code}' --data-binary @in/rgb8.png \
         $url/seg/infer > got &
     client=$!
-    wait_for 10 in_flight
+    wait_for 60 in_flight
     kill -9 $(worker)
     wait $client
     [ "$(cat got)" = 500 ] || fail "status $(cat got) of a request that died"
     says 'killed by signal 9'
 done
 status 503 --data-binary @in/rgb8.png $url/seg/infer
-says 'died 3 times in 60 s'
+says 'died 3 times in 3600 s'
 wait_for 60 get -f $url/depth/ready
 status 200 --data-binary @in/rgb8.png $url/depth/infer
 status 200 -X POST http://localhost/v2/repository/index
@@ -263,7 +333,7 @@ cp good.ini mpiped.ini
 kill -STOP $(worker)
 get -o body -w '%{http_code}' --data-binary @in/rgb8.png $url/seg/infer > got &
 client=$!
-wait_for 10 in_flight
+wait_for 60 in_flight
 kill -TERM "$pid"
 logs ending
 kill -CONT $(worker)
@@ -272,6 +342,52 @@ wait $client
 wait "$pid" || fail "status $? after SIGTERM"
 pid=
 [ ! -e s ] || fail "the socket is still there"
+
+# ---- a picture that the daemon does not take ----
+
+mkdir big
+cp in/rgb8.png big
+head -c 3000000 /dev/zero > big/zero.png
+start -o limits.body=1
+both --daemon require big big.out 2> err
+[ $? = 1 ] || fail "status of the client: $(cat err)"
+[ -f big.out/rgb8.labels.png ] || fail "no result beside a large picture"
+grep -q 'zero.png.*larger than 1 MiB' big.out/errors.jsonl ||
+    fail "zero.png: $(cat big.out/errors.jsonl)"
+stop
+
+# ---- memory ----
+
+# An idle pipeline on demand goes when there is too much, comes back for a
+# request, and one that is loaded at the start stays. These have no file.
+cat >> mpiped.ini << END
+
+[pipeline spare]
+load = on-demand
+pipeline.head = depth
+model.checkpoint = demo-depth.safetensors
+compute.backend = cpu
+
+[pipeline wrong]
+load = on-demand
+pipeline.head = depth
+depth.max_dept = 10
+END
+start -o limits.memory=1
+status 400 $url/spare
+status 400 -X POST http://localhost/v2/repository/models/wrong/load
+says '\[pipeline wrong\] depth.max_dept=10: no such key'
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+logs 'spare: unloaded to save memory'
+is_unloaded() {
+    get -X POST http://localhost/v2/repository/index | grep -q \
+        '"name":"spare","version":"1","state":"UNAVAILABLE","reason":"not loaded"'
+}
+wait_for 60 is_unloaded || fail "spare is still there"
+status 200 $url/seg/ready
+status 200 --data-binary @in/rgb8.png $url/spare/infer
+stop
+cp good.ini mpiped.ini
 
 # ---- TCP ----
 
@@ -313,6 +429,11 @@ tcp 401 -H 'Authorization: Bearer '
 tcp 401 -H 'Authorization: Basic 0123456789abcdef'
 tcp 200 -H 'Authorization: Bearer 0123456789abcdef'
 status 200 http://localhost/v2/health/live
+# the page itself tells nothing; what it shows needs the token
+curl -sS -o body "http://127.0.0.1:$port/" || fail "no page without a token"
+says '<title>mpiped</title>'
+got=$(curl -sS -o body -w '%{http_code}' "http://127.0.0.1:$port/metrics")
+[ "$got" = 401 ] || fail "status $got of the metrics without a token"
 stop
 
 # ---- what is refused at the start ----
@@ -343,6 +464,8 @@ printf '[pipeline a/b]\nfile = x\n' > bad.ini
 refused "a pipeline's name" -c bad.ini
 printf '[pipeline a]\nfile = x.ini\n' > bad.ini
 refused 'x.ini cannot be read' -c bad.ini
+printf '[pipeline a]\nload = on-demand\n' > bad.ini
+refused 'pipeline.head is needed' -c bad.ini
 start
 refused 'another mpiped listens there'
 kill -9 "$pid"

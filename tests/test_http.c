@@ -3,10 +3,11 @@
  * mpiped from the other end of a socket: byte strings in, and whatever comes
  * back. The head is trouble.c, so that a request costs next to nothing and can
  * bring its worker down.
+ *
+ * MPIPE_LONG=1 make check TESTS=tests/test_http: 100 kills, 1,000 times loaded
+ * and unloaded, 80,000 times noise, 100,000 requests.
  */
 #include <check.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,308 +16,32 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include <zlib.h>
 
-#include "make_weights.h"
-#include "mpipe/base.h"
+#include "served.h"
 
-static char folder[] = "/tmp/mpiped-test-XXXXXX";
-static pid_t server;
-static struct sockaddr_un where = {.sun_family = AF_UNIX};
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void pause_for(double seconds)
-{
-    nanosleep(&(struct timespec){(time_t)seconds,
-                                 (long)((seconds - (int)seconds) * 1e9)},
-              NULL);
-}
-
-/* ---- a small client ---- */
-
-static int try_dial(void)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct timeval limit = {.tv_sec = 60};
-
-    ck_assert_int_ge(fd, 0);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    if (!connect(fd, (struct sockaddr *)&where, sizeof where))
-        return fd;
-    close(fd);
-    return -1;
-}
-
-static int dial(void)
-{
-    int fd = try_dial();
-
-    ck_assert_int_ge(fd, 0);
-    return fd;
-}
-
-/* What the server does not take any more is nobody's loss. */
-static int put(int fd, const void *bytes, size_t n)
-{
-    const char *at = bytes;
-
-    while (n) {
-        ssize_t k = send(fd, at, n, MSG_NOSIGNAL);
-
-        if (k <= 0)
-            return -1;
-        at += k;
-        n -= (size_t)k;
-    }
-    return 0;
-}
-
-static int put_text(int fd, const char *text)
-{
-    return put(fd, text, strlen(text));
-}
-
-struct reply {
-    int status; /* 0: the connection ended before */
-    char head[4096];
-    char *body;
-    size_t n;
-};
-
-static int take(int fd, char *to, size_t n)
-{
-    while (n) {
-        ssize_t k = recv(fd, to, n, 0);
-
-        if (k <= 0)
-            return -1;
-        to += k;
-        n -= (size_t)k;
-    }
-    return 0;
-}
-
-/* No error tells of files, memory or addresses. */
-static void check_secrets(const struct reply *r)
-{
-    static const char *const never[] = {"/tmp",  "/proc", "/etc",     "0x7f",
-                                        "memfd", ".sock", "/a/folder"};
-
-    for (size_t i = 0; i < sizeof never / sizeof *never; i++)
-        ck_assert_msg(r->status < 400 || !strstr(r->body, never[i]),
-                      "tells too much: %s", r->body);
-}
-
-static struct reply hear(int fd)
-{
-    struct reply r = {0};
-    size_t n = 0;
-    const char *length;
-
-    while (n + 1 < sizeof r.head && !strstr(r.head, "\r\n\r\n")) {
-        if (take(fd, r.head + n, 1))
-            break;
-        n++;
-    }
-    if (!strstr(r.head, "\r\n\r\n"))
-        return r;
-    ck_assert_int_eq(sscanf(r.head, "HTTP/1.%*d %d", &r.status), 1);
-    length = strcasestr(r.head, "\r\nContent-Length:");
-    r.n =
-        length ? strtoul(length + strlen("\r\nContent-Length:"), NULL, 10) : 0;
-    r.body = calloc(1, r.n + 1);
-    if (take(fd, r.body, r.n))
-        r.status = 0;
-    check_secrets(&r);
-    return r;
-}
-
-static struct reply ask_bytes(const void *bytes, size_t n)
-{
-    int fd = dial();
-    struct reply r;
-
-    put(fd, bytes, n);
-    r = hear(fd);
-    close(fd);
-    return r;
-}
-
-static struct reply ask(const char *text)
-{
-    return ask_bytes(text, strlen(text));
-}
-
-static int status_of(const char *text)
-{
-    struct reply r = ask(text);
-
-    free(r.body);
-    return r.status;
-}
-
-/* A request with a JSON part and what follows it. */
-static size_t compose(char *out, size_t size, const char *path,
-                      const char *more_head, const char *json, const void *data,
-                      size_t n)
-{
-    int k = snprintf(out, size,
-                     "POST %s HTTP/1.1\r\nhost: x\r\n"
-                     "inference-header-content-length: %zu\r\n%s"
-                     "content-length: %zu\r\n\r\n%s",
-                     path, strlen(json), more_head, strlen(json) + n, json);
-
-    ck_assert_int_gt(k, 0);
-    ck_assert_uint_lt((size_t)k + n, size);
-    memcpy(out + k, data, n);
-    return (size_t)k + n;
-}
-
-#define INFER "/v2/models/trouble/infer"
-
-static struct reply infer(const char *parameters, const char *data, size_t n)
-{
-    char json[2000], out[8000];
-
-    snprintf(json, sizeof json,
-             "{\"id\":\"q1\",\"inputs\":[{\"name\":\"image\",\"shape\":[1,2,2,"
-             "3],\"datatype\":\"UINT8\",\"parameters\":{\"binary_data_size\":"
-             "%zu}}],\"parameters\":{\"binary_data_output\":true%s}}",
-             n, parameters);
-    return ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, n));
-}
-
-static const char pixels[12] = "abcdefghijkl";
-
-static int good(void)
-{
-    struct reply r = infer("", pixels, sizeof pixels);
-
-    free(r.body);
-    return r.status;
-}
-
-static struct reply trouble(const char *fault, const char *place)
-{
-    char text[200];
-
-    snprintf(text, sizeof text, ",\"fault\":\"%s\",\"place\":\"%s\"", fault,
-             place);
-    return infer(text, pixels, sizeof pixels);
-}
-
-/* The number behind a metric's name and labels. */
-static double metric(const char *name)
-{
-    struct reply r = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    const char *at = r.body ? strstr(r.body, name) : NULL;
-    double v = at ? strtod(at + strlen(name), NULL) : -1;
-
-    free(r.body);
-    return v;
-}
-
-static int is_ready(void)
-{
-    return status_of("GET /v2/models/trouble/ready HTTP/1.1\r\n"
-                     "Host: x\r\n\r\n") == 200;
-}
-
-static void wait_ready(void)
-{
-    double until = now() + 60;
-
-    while (!is_ready() && now() < until)
-        pause_for(0.05);
-    ck_assert(is_ready());
-}
-
-/* ---- the server ---- */
-
-static void write_conf(const char *path, const char *weights)
-{
-    FILE *f = fopen(path, "w");
-
-    ck_assert_ptr_nonnull(f);
-    fprintf(f,
-            "[http]\nsocket = %s/s\n"
-            "[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
-            "compute_time = 8\n"
-            "[worker]\ndeaths = 1000\nbackoff = 0\n"
-            "[pipeline trouble]\nfile = trouble.ini\n"
-            "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
-            "worker = other\nbatch_window = 300\ncompute.batch = 4\n",
-            folder);
-    fclose(f);
-    snprintf(where.sun_path, sizeof where.sun_path, "%s/trouble.ini", folder);
-    f = fopen(where.sun_path, "w");
-    ck_assert_ptr_nonnull(f);
-    fprintf(f,
-            "[pipeline]\nhead = trouble\n[model]\ncheckpoint = %s\n"
-            "strict = no\n[compute]\nbackend = ref\n",
-            weights);
-    fclose(f);
-}
+/* Seconds. Under the thread sanitizer all takes longer. */
+#ifdef __SANITIZE_THREAD__
+#define COMPUTE_TIME 60
+#else
+#define COMPUTE_TIME 5
+#endif
 
 static void setup(void)
 {
-    const char *build = getenv("builddir"), *src = getenv("srcdir");
-    char path[300], conf[300], weights[300], keys[300], log[300];
-    struct mp_error err = {0};
-    int fd;
+    char conf[500];
 
-    build = build ? build : ".";
-    src = src ? src : ".";
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-    snprintf(path, sizeof path, "%s/mpiped", build);
-    snprintf(conf, sizeof conf, "%s/mpiped.ini", folder);
-    snprintf(weights, sizeof weights, "%s/w.safetensors", folder);
-    snprintf(keys, sizeof keys, "%s/tests/golden/keys/tiny_depth.json", src);
-    ck_assert_msg(!make_weights(keys, weights, &err), "%s", err.text);
-    write_conf(conf, weights);
-    snprintf(where.sun_path, sizeof where.sun_path, "%s/s", folder);
-    snprintf(log, sizeof log, "%s/log", folder);
-    server = fork();
-    ck_assert_int_ge(server, 0);
-    if (!server) {
-        snprintf(keys, sizeof keys, "%s/tests", build);
-        setenv("MPIPE_PLUGIN_PATH", keys, 1);
-        fd = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        dup2(fd, STDERR_FILENO);
-        execl(path, path, "-v", "-c", conf, (char *)NULL);
-        _exit(99);
-    }
-    for (int i = 0; i < 1200 && (fd = try_dial()) < 0; i++)
-        pause_for(0.05);
-    ck_assert_int_ge(fd, 0);
-    close(fd);
-    wait_ready();
-}
-
-static void teardown(void)
-{
-    char command[300];
-    int status;
-
-    kill(server, SIGTERM);
-    ck_assert_int_eq(waitpid(server, &status, 0), server);
-    snprintf(command, sizeof command, "cat %s/log >&2", folder);
-    if (status && system(command))
-        fputs("no log\n", stderr);
-    ck_assert_int_eq(status, 0);
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    ck_assert_int_eq(system(command), 0);
+    snprintf(conf, sizeof conf,
+             "[limits]\nbody = 1\njson = 1\nrequest_time = 2\nqueue = 8\n"
+             "pictures = 4\nidle_time = 5\ncompute_time = %d\n"
+             "[worker]\ndeaths = 1000\nbackoff = 0\n"
+             "[pipeline trouble]\nfile = trouble.ini\n"
+             "[pipeline batch]\nfile = trouble.ini\nload = on-demand\n"
+             "worker = other\nbatch_window = 10000\ncompute.batch = 4\n",
+             COMPUTE_TIME);
+    serve(conf, NULL, NULL);
 }
 
 /* ---- what is right ---- */
@@ -429,10 +154,6 @@ END_TEST
 
 /* ---- what is wrong ---- */
 
-#define POST(head, body)                                                       \
-    "POST " INFER " HTTP/1.1\r\nHost: x\r\n" head "\r\n" body
-#define GET(path) "GET " path " HTTP/1.1\r\nHost: x\r\n\r\n"
-
 static const struct {
     const char *text;
     int status;
@@ -473,6 +194,8 @@ static const struct {
           "Content-Length: 2\r\n",
           "{}"),
      400},
+    {POST("Inference-Header-Content-Length: 0\r\nContent-Length: 2\r\n", "{}"),
+     400},
     {POST("Content-Encoding: gzip\r\nContent-Length: 2\r\n", "{}"), 400},
     {POST("Content-Encoding: br\r\nContent-Length: 2\r\n", "{}"), 400},
     {POST("Content-Length: 2\r\n", "{}"), 400},
@@ -490,13 +213,9 @@ START_TEST(wrong_head)
 }
 END_TEST
 
-#define IMAGE(shape, more)                                                     \
-    "{\"inputs\":[{\"name\":\"image\",\"datatype\":\"UINT8\",\"shape\":" shape \
-        more "}]}"
 #define BYTES(n)                                                               \
     "{\"inputs\":[{\"name\":\"image_bytes\",\"datatype\":\"BYTES\",\"shape\":" \
     "[1],\"parameters\":{\"binary_data_size\":" n "}}]}"
-#define SIZE(n)    ",\"parameters\":{\"binary_data_size\":" n "}"
 #define WITH(more) IMAGE("[1,2,2,3]", SIZE("12") "}]," more ",\"x\":[{\"y\":1")
 
 /* JSON, and 12 bytes behind it. */
@@ -521,8 +240,13 @@ static const struct {
     {IMAGE("\"-1\"", SIZE("12")), "shape"},
     {IMAGE("[1,2,2,3.0]", SIZE("12")), "shape"},
     {IMAGE("[1,1,1,1,1,1,1,1,1]", SIZE("12")), "shape"},
+    {IMAGE(
+         "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]",
+         SIZE("12")),
+     "shape"},
     {IMAGE("[1,0,4,3]", SIZE("0")), "must be UINT8"},
-    {IMAGE("[2,2,1,3]", SIZE("12")), "must be UINT8"},
+    {IMAGE("[0,2,2,3]", SIZE("0")), "0 pictures"},
+    {IMAGE("[5,2,2,3]", SIZE("12")), "1 to 4"},
     {"{\"inputs\":[]}", "missing"},
     {"{\"inputs\":{}}", "list"},
     {"{\"inputs\":[1]}", "name"},
@@ -530,6 +254,10 @@ static const struct {
     {"{\"inputs\":[{\"name\":\"a\\u0000b\"}]}", "no JSON"},
     {"{\"inputs\":[{\"name\":\"\xff\"}]}", "no JSON"},
     {"{\"inputs\":1,\"inputs\":1}", "no JSON"},
+    {"{\"inputs\":[{\"name\":\"image\",\"datatype\":\"UINT8\",\"shape\":[1,2,1,"
+     "3]" SIZE("6") "},{\"name\":\"boxes\",\"datatype\":\"FP32\",\"shape\":[1,"
+                    "4]" SIZE("7") "}]}",
+     "does not lie in the body"},
     {BYTES("12"), "length"},
     {BYTES("3"), "length"},
     {WITH("\"parameters\":[1]"), "parameters"},
@@ -539,7 +267,6 @@ static const struct {
     {WITH("\"parameters\":{\"timeout\":-1}"), "timeout"},
     {WITH("\"parameters\":{\"priority\":10}"), "priority"},
     {WITH("\"parameters\":{\"name\":\"../x\"}"), "slash"},
-    {WITH("\"parameters\":{\"sequence_id\":7}"), "sequences"},
     {WITH("\"id\":7"), "id"},
     {WITH("\"outputs\":7"), "outputs"},
     {WITH("\"outputs\":[7]"), "outputs"},
@@ -561,21 +288,113 @@ START_TEST(wrong_body)
 }
 END_TEST
 
-/* ---- too much ---- */
-
-static size_t memory_of(pid_t pid)
+START_TEST(not_supported)
 {
-    char path[64];
-    unsigned long all, resident = 0;
-    FILE *f;
+    struct reply r = infer(",\"sequence_id\":7", pixels, sizeof pixels);
 
-    snprintf(path, sizeof path, "/proc/%ld/statm", (long)pid);
-    f = fopen(path, "r");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_eq(fscanf(f, "%lu %lu", &all, &resident), 2);
-    fclose(f);
-    return resident * 4;
+    ck_assert_int_eq(r.status, 501);
+    ck_assert_ptr_nonnull(strstr(r.body, "there are no sequences"));
+    free(r.body);
 }
+END_TEST
+
+/* ---- several pictures ---- */
+
+/* Pictures of one request: the answer is that of each, one behind the other. */
+START_TEST(several_pictures)
+{
+    char json[500], out[2000], data[36], *both;
+    struct reply r[3], all;
+    size_t head;
+
+    for (int i = 0; i < 36; i++)
+        data[i] = (char)(i * 7);
+    for (int i = 0; i < 3; i++) {
+        r[i] = infer("", data + 12 * i, 12);
+        ck_assert_int_eq(r[i].status, 200);
+    }
+    snprintf(json, sizeof json,
+             IMAGE("[3,2,2,3]",
+                   SIZE("36") "}],\"parameters\":{\"binary_data_output\":true"
+                              "},\"x\":[{\"y\":1"));
+    all = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, 36));
+    ck_assert_msg(all.status == 200, "%d %s", all.status, all.body);
+    ck_assert_ptr_nonnull(strstr(all.body, "\"shape\":[3,2,2,4]"));
+    ck_assert_ptr_nonnull(strstr(all.body, "\"shape\":[3],"));
+    head = strtoul(strchr(strcasestr(all.head, "inference-header"), ':') + 1,
+                   NULL, 10);
+    ck_assert_uint_eq(all.n, head + 3 * (64 + 13));
+    both = all.body + head;
+    for (int i = 0; i < 3; i++) {
+        ck_assert_mem_eq(both + 64 * i, r[i].body + r[i].n - 77, 64);
+        ck_assert_mem_eq(both + 3 * 64 + 13 * i, r[i].body + r[i].n - 13, 13);
+        free(r[i].body);
+    }
+    free(all.body);
+}
+END_TEST
+
+static const char png[] = /* 1 x 1 */
+    "\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x01\x00"
+    "\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde\x00\x00\x00\x0cIDATx"
+    "\x9c"
+    "c\xf8\xdf\xe0\x00\x00\x04"
+    "A\x01\xc0\x0c\xd1\xed\x91\x00"
+    "\x00\x00\x00IEND\xae"
+    "B`\x82";
+
+/* The second of three is none: so nothing is answered but that. */
+START_TEST(one_of_several_fails)
+{
+    char out[2000], data[400];
+    size_t n = 0;
+    struct reply r;
+    char json[300];
+
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = i == 1 ? 5 : sizeof png - 1;
+
+        memcpy(data + n, (char[4]){(char)bytes}, 4);
+        memcpy(data + n + 4, i == 1 ? "wrong" : png, bytes);
+        n += 4 + bytes;
+    }
+    snprintf(json, sizeof json,
+             "{\"inputs\":[{\"name\":\"image_bytes\",\"datatype\":\"BYTES\","
+             "\"shape\":[3],\"parameters\":{\"binary_data_size\":%zu}}]}",
+             n);
+    r = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, n));
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_str_eq(r.body, "{\"error\":\"picture 2: neither PNG nor JPEG\","
+                             "\"stage\":\"read\"}");
+    free(r.body);
+    while (metric("mpipe_in_flight{model=\"trouble\"} ") > 0)
+        pause_for(0.01);
+    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
+}
+END_TEST
+
+/* More pictures than the worker takes at once, and it dies of one: the request
+ * ends, and nothing of it is left. */
+START_TEST(dies_of_one_of_several)
+{
+    char json[500], out[2000], data[48] = "";
+    struct reply r;
+
+    snprintf(json, sizeof json,
+             IMAGE("[4,2,2,3]", SIZE("48") "}],\"parameters\":{\"fault\":"
+                                           "\"abort\"},\"x\":[{\"y\":1"));
+    r = ask_bytes(out, compose(out, sizeof out, INFER, "", json, data, 48));
+    ck_assert_int_eq(r.status, 500);
+    ck_assert_ptr_nonnull(strstr(r.body, "signal 6"));
+    free(r.body);
+    wait_ready();
+    ck_assert_int_eq(good(), 200);
+    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
+    ck_assert_double_eq(metric("mpipe_in_flight{model=\"trouble\"} "), 0);
+}
+END_TEST
+
+/* ---- too much ---- */
 
 START_TEST(large_body)
 {
@@ -606,7 +425,7 @@ END_TEST
 START_TEST(endless_body)
 {
     char bytes[4096] = "", line[40];
-    double until = now() + 20;
+    double until = now() + 300; /* or else it goes on for ever */
     int fd = dial();
 
     snprintf(line, sizeof line, "%zx\r\n", sizeof bytes);
@@ -645,7 +464,22 @@ static void fill(char *out, const char *piece, size_t times)
     out[times * n] = '\0';
 }
 
-/* Many outputs, inputs, levels: each refused, and soon. */
+/* Seconds until this JSON is refused. */
+static double refusal(const char *json)
+{
+    size_t size = strlen(json) + 1000;
+    char *out = malloc(size);
+    double began = now();
+    struct reply r = ask_bytes(out, compose(out, size, INFER, "", json, "", 0));
+
+    ck_assert_int_eq(r.status, 400);
+    free(r.body);
+    free(out);
+    return now() - began;
+}
+
+/* Many outputs, inputs, levels: each refused, and about as soon as a text of
+ * that length that is none of it. */
 START_TEST(much_json)
 {
     static const struct {
@@ -658,17 +492,47 @@ START_TEST(much_json)
         {"{\"inputs\":", "[", "", 1000000},
         {"{\"parameters\":{\"a\":", "{\"a\":", "", 10000},
     };
-    size_t size = 2 << 20;
-    char *json = malloc(size), *out = malloc(size);
-    double began = now();
-    struct reply r;
+    char *json = malloc(2 << 20);
+    double plain;
 
+    strcpy(json, "{\"id\":\"");
+    fill(json + strlen(json), "a", 1000000);
+    strcat(json, "\"}");
+    plain = refusal(json);
     strcpy(json, many[_i].before);
     fill(json + strlen(json), many[_i].piece, many[_i].times);
     strcat(json, many[_i].after);
+    ck_assert_double_lt(refusal(json), 0.2 + 50 * plain);
+    free(json);
+}
+END_TEST
+
+/* A request that does not fit into a message to the worker is its own trouble
+ * alone: a name too long; boxes with more digits than a message has room for.
+ */
+START_TEST(long_message)
+{
+    size_t size = 200000;
+    char *json = calloc(1, size), *out = malloc(size);
+    double before = metric("mpipe_worker_deaths_total{worker=\"main\"} ");
+    struct reply r;
+
+    strcpy(json, "{\"inputs\":[{\"name\":\"image\",\"shape\":[1,1,1,3],"
+                 "\"datatype\":\"UINT8\",\"data\":[1,2,3]}");
+    if (_i) {
+        strcat(json, ",{\"name\":\"boxes\",\"shape\":[512,5],\"datatype\":"
+                     "\"FP32\",\"data\":[0");
+        fill(json + strlen(json), ",-1.2345678901234567e-100", 2559);
+        strcat(json, "]}]}");
+    } else {
+        strcat(json, "],\"parameters\":{\"");
+        fill(json + strlen(json), "a", 70000);
+        strcat(json, "\":1}}");
+    }
     r = ask_bytes(out, compose(out, size, INFER, "", json, "", 0));
-    ck_assert_int_eq(r.status, 400);
-    ck_assert_double_lt(now() - began, 5);
+    ck_assert_msg(r.status == (_i ? 200 : 400), "%d %s", r.status, r.body);
+    ck_assert_double_eq(metric("mpipe_worker_deaths_total{worker=\"main\"} "),
+                        before);
     free(r.body);
     free(json);
     free(out);
@@ -724,26 +588,29 @@ END_TEST
 
 #define HALF_OPEN 512
 
-START_TEST(half_open)
+static void raise_files(void)
 {
     struct rlimit r;
-    int fd[HALF_OPEN];
-    double began, took;
-    char end;
 
     ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &r), 0);
     r.rlim_cur = r.rlim_max;
     setrlimit(RLIMIT_NOFILE, &r);
+    ck_assert_uint_ge(r.rlim_cur, 1100);
+}
+
+/* Heads and bodies that never end; a byte now and then is no excuse. */
+START_TEST(half_open)
+{
+    int fd[HALF_OPEN];
+    char end;
+
+    raise_files();
     for (int i = 0; i < HALF_OPEN; i++) {
         fd[i] = dial();
         put_text(fd[i], i % 2 ? "POST " INFER " HTTP/1.1\r\nHost: "
                               : POST("Content-Length: 100\r\n", "{"));
     }
-    began = now();
     ck_assert_int_eq(good(), 200);
-    took = now() - began;
-    ck_assert_msg(took < 2, "%g s", took);
-    /* a byte now and then is no excuse */
     for (int k = 0; k < 4; k++) {
         pause_for(0.5);
         for (int i = 0; i < HALF_OPEN; i++)
@@ -752,7 +619,7 @@ START_TEST(half_open)
     for (int i = 0; i < HALF_OPEN; i++) {
         struct pollfd p = {fd[i], POLLIN, 0};
 
-        ck_assert_int_eq(poll(&p, 1, 10000), 1);
+        ck_assert_int_eq(poll(&p, 1, 60000), 1);
         while (recv(fd[i], &end, 1, 0) > 0)
             ;
         close(fd[i]);
@@ -760,108 +627,163 @@ START_TEST(half_open)
 }
 END_TEST
 
-/* The client goes while its request waits, or is worked on. */
+/* Connections on which nothing is said, from the start or after an answer. */
+START_TEST(silent)
+{
+    int fd[2] = {dial(), dial()};
+    char end;
+
+    put_text(fd[1], GET("/v2/health/live"));
+    free(hear(fd[1]).body);
+    for (int i = 0; i < 2; i++) {
+        struct pollfd p = {fd[i], POLLIN, 0};
+
+        ck_assert_int_eq(poll(&p, 1, 25000), 1); /* 5 s would be enough */
+        ck_assert_int_eq(recv(fd[i], &end, 1, 0), 0);
+        close(fd[i]);
+    }
+}
+END_TEST
+
+static size_t compose_image(char *out, size_t size, const char *path)
+{
+    char json[300];
+
+    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
+    return compose(out, size, path, "", json, pixels, 12);
+}
+
+/* Until the number behind a metric is this. */
+static void wait_metric(const char *name, double value)
+{
+    double until = now() + 60;
+
+    while (metric(name) != value && now() < until)
+        pause_for(0.01);
+    ck_assert_msg(metric(name) == value, "%s%g, not %g", name, metric(name),
+                  value);
+}
+
+#define QUEUED    "mpipe_queue_length{model=\"trouble\"} "
+#define IN_FLIGHT "mpipe_in_flight{model=\"trouble\"} "
+#define DEATHS    "mpipe_worker_deaths_total{worker=\"main\"} "
+#define CANCELLED                                                              \
+    "mpipe_requests_total{model=\"trouble\",result=\"cancelled\"} "
+
+/* The client goes while its request waits, or is worked on: by a worker that
+ * gets no further. */
 START_TEST(client_goes)
 {
-    char json[500], out[2000];
-    double before = metric("mpipe_requests_total{model=\"trouble\",result="
-                           "\"cancelled\"} "),
-           until = now() + 40;
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
+    double before = metric(CANCELLED);
     int fd[10];
-    size_t n;
 
-    snprintf(json, sizeof json,
-             IMAGE("[1,2,2,3]",
-                   SIZE("12") "}],\"parameters\":{\"fault\":"
-                              "\"sleep\",\"seconds\":2},\"x\":[{\"y\":1"));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
+    signal_workers(SIGSTOP);
     for (int i = 0; i < 10; i++) {
         fd[i] = dial();
         put(fd[i], out, n);
     }
-    while (metric("mpipe_queue_length{model=\"trouble\"} ") < 5 &&
-           now() < until)
-        pause_for(0.01);
+    wait_metric(QUEUED, 5);
+    ck_assert_double_eq(metric(IN_FLIGHT), 5);
     for (int i = 0; i < 10; i++)
         close(fd[i]);
-    while (metric("mpipe_requests_total{model=\"trouble\",result="
-                  "\"cancelled\"} ") < before + 10 &&
-           now() < until)
-        pause_for(0.01);
-    ck_assert_double_eq(metric("mpipe_queue_length{model=\"trouble\"} "), 0);
-    while (metric("mpipe_in_flight{model=\"trouble\"} ") > 0 && now() < until)
-        pause_for(0.01);
-    ck_assert_double_lt(now(), until);
+    wait_metric(CANCELLED, before + 10);
+    ck_assert_double_eq(metric(QUEUED), 0);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
+    ck_assert_int_eq(good(), 200);
 }
 END_TEST
 
-/* 5 may be with the worker and 8 may wait. */
+/* It goes in the middle of its body: its connection does not stay behind. Half
+ * of the times it only says that there is no more to come. */
+START_TEST(client_goes_early)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER), before = files_of(server);
+    double until = now() + 60;
+    int fd[20];
+
+    for (int i = 0; i < 20; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n - 4);
+        if (i % 2)
+            close(fd[i]);
+        else
+            shutdown(fd[i], SHUT_WR);
+    }
+    while (files_of(server) > before && now() < until)
+        pause_for(0.01);
+    ck_assert_uint_le(files_of(server), before);
+    for (int i = 0; i < 20; i += 2)
+        close(fd[i]);
+    ck_assert_int_eq(good(), 200);
+}
+END_TEST
+
+/* 5 are with the worker, which gets no further, and 8 may wait. */
 START_TEST(queue_is_full)
 {
-    char json[500], out[2000];
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
     int fd[16], counts[3] = {0};
-    size_t n;
 
-    snprintf(json, sizeof json,
-             IMAGE("[1,2,2,3]",
-                   SIZE("12") "}],\"parameters\":{\"fault\":"
-                              "\"sleep\",\"seconds\":0.3},\"x\":[{\"y\":1"));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
-    for (int i = 0; i < 16; i++) {
+    signal_workers(SIGSTOP);
+    for (int i = 0; i < 13; i++) {
         fd[i] = dial();
         put(fd[i], out, n);
-        pause_for(0.005);
     }
-    for (int i = 0; i < 16; i++) {
+    wait_metric(QUEUED, 8);
+    for (int i = 13; i < 16; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    for (int i = 15; i >= 0; i--) {
         struct reply r = hear(fd[i]);
 
+        if (i == 13)
+            signal_workers(SIGCONT);
         counts[r.status == 200 ? 0 : r.status == 503 ? 1 : 2]++;
         if (r.status == 503)
             ck_assert_ptr_nonnull(strcasestr(r.head, "\r\nRetry-After: 1"));
         free(r.body);
         close(fd[i]);
     }
-    ck_assert_int_eq(counts[2], 0);
-    ck_assert_int_ge(counts[0], 13);
-    ck_assert_int_ge(counts[1], 1);
+    ck_assert_int_eq(counts[0], 13);
+    ck_assert_int_eq(counts[1], 3);
 }
 END_TEST
 
+/* Whatever the worker does, or does not. */
 START_TEST(time_is_over)
 {
-    double began = now();
-    struct reply r = infer(",\"fault\":\"sleep\",\"seconds\":2,\"timeout\":"
-                           "100000",
-                           pixels, sizeof pixels);
+    struct reply r;
 
+    signal_workers(SIGSTOP);
+    r = infer(",\"timeout\":100000", pixels, sizeof pixels);
     ck_assert_int_eq(r.status, 503);
     ck_assert_ptr_nonnull(strstr(r.body, "time was over"));
-    ck_assert_double_lt(now() - began, 1.5);
     free(r.body);
-    pause_for(2);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
 }
 END_TEST
 
 /* Pictures of four clients, seen at once. */
 START_TEST(batched)
 {
-    char out[2000], json[300];
-    struct reply r;
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, "/v2/models/batch/infer");
     int fd[4];
-    size_t n;
 
-    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-    n = compose(out, sizeof out, "/v2/models/batch/infer", "", json, pixels,
-                12);
-    r = ask_bytes(out, n); /* loads it */
-    ck_assert_int_eq(r.status, 200);
-    free(r.body);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) { /* the first loads it */
         fd[i] = dial();
         put(fd[i], out, n);
     }
     for (int i = 0; i < 4; i++) {
-        r = hear(fd[i]);
+        struct reply r = hear(fd[i]);
+
         ck_assert_int_eq(r.status, 200);
         free(r.body);
         close(fd[i]);
@@ -878,19 +800,44 @@ END_TEST
 static const struct {
     const char *fault, *how;
 } faults[] = {
-    {"segfault", "signal 11"}, {"abort", "signal 6"}, {"exit", "status 7"},
-    {"fpe", "signal 8"},       {"spin", "signal 9"},
+    {"segfault", "signal 11"}, {"abort", "signal 6"},
+    {"exit", "status 7"},      {"fpe", "signal 8"},
+    {"spin", "signal 9"},      {"overrun", "the worker that had the request"},
 };
 
+/* Pipelines of another worker do not notice. A death is told at once, and not
+ * by the end of compute_time but where a head spins. */
 START_TEST(worker_dies)
 {
-    double began = now();
-    struct reply r = trouble(faults[_i].fault, _i % 2 ? "views" : "decode");
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, "/v2/models/batch/infer");
+    int fd[4], is_spin = !strcmp(faults[_i].fault, "spin");
+    double began, took;
+    struct reply r;
 
+    for (int i = 0; i < 3 + is_spin; i++) { /* three wait for a fourth */
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    began = now();
+    r = trouble(faults[_i].fault, _i % 2 ? "views" : "decode");
+    took = now() - began;
     ck_assert_int_eq(r.status, 500);
     ck_assert_msg(strstr(r.body, faults[_i].how) != NULL, "%s", r.body);
-    ck_assert_double_lt(now() - began, 8 + 4); /* compute_time */
+    ck_assert_msg(is_spin ? took >= COMPUTE_TIME && took < 3 * COMPUTE_TIME
+                          : took < COMPUTE_TIME,
+                  "%g s", took);
     free(r.body);
+    if (!is_spin) {
+        fd[3] = dial();
+        put(fd[3], out, n);
+    }
+    for (int i = 0; i < 4; i++) {
+        r = hear(fd[i]);
+        ck_assert_int_eq(r.status, 200);
+        free(r.body);
+        close(fd[i]);
+    }
     wait_ready();
     ck_assert_int_eq(good(), 200);
 }
@@ -906,56 +853,65 @@ START_TEST(head_fails)
 }
 END_TEST
 
-static pid_t worker_pid(void)
-{
-    char path[100], name[100];
-    long pid = 0;
-    FILE *f;
-
-    snprintf(path, sizeof path, "/proc/%ld/task/%ld/children", (long)server,
-             (long)server);
-    f = fopen(path, "r");
-    if (!f)
-        return 0;
-    while (fscanf(f, "%99s", name) == 1)
-        pid = strtol(name, NULL, 10); /* the youngest */
-    fclose(f);
-    return (pid_t)pid;
-}
-
-/* Every accepted request is answered, whatever happens to the worker. */
+/* Every accepted request is answered, whatever happens to the worker: dead with
+ * all it can have, and others waiting; or anywhere on the way. */
 START_TEST(killed_under_load)
 {
-    int kills = getenv("MPIPE_LONG") ? 100 : 10, fd[4], answered = 0;
-    char json[300], out[2000];
-    size_t n;
+    int kills = getenv("MPIPE_LONG") ? 100 : 10, fd[8], counts[2] = {0};
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER);
+    double before = metric(DEATHS);
 
-    snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-    n = compose(out, sizeof out, INFER, "", json, pixels, 12);
     for (int k = 0; k < kills; k++) {
-        pid_t pid = worker_pid();
-
-        for (int i = 0; i < 4; i++) {
+        wait_ready();
+        if (k % 2)
+            signal_workers(SIGSTOP);
+        for (int i = 0; i < 8; i++) {
             fd[i] = dial();
             put(fd[i], out, n);
         }
-        if (pid)
-            kill(pid, SIGKILL);
-        for (int i = 0; i < 4; i++) {
+        if (k % 2)
+            wait_metric(IN_FLIGHT, 5);
+        else
+            pause_for(0.001 * (k % 7));
+        ck_assert_int_gt(worker_pid(), 0);
+        kill(worker_pid(), SIGKILL);
+        signal_workers(SIGCONT);
+        for (int i = 0; i < 8; i++) {
             struct reply r = hear(fd[i]);
 
             ck_assert_msg(r.status == 200 || r.status == 500, "%d", r.status);
-            answered++;
+            counts[r.status == 500]++;
             free(r.body);
             close(fd[i]);
         }
     }
-    ck_assert_int_eq(answered, 4 * kills);
+    ck_assert_int_eq(counts[0] + counts[1], 8 * kills);
+    ck_assert_int_ge(counts[1], 5 * kills / 2);
+    ck_assert_double_eq(metric(DEATHS), before + kills);
+    printf("%d kills: %d requests answered, %d of them with 500\n", kills,
+           8 * kills, counts[1]);
     wait_ready();
     ck_assert_int_eq(good(), 200);
 }
 END_TEST
 
+/* Asks for ever; a byte for each answer, 1 if it was right. */
+static pid_t ask_on(int to)
+{
+    pid_t child = fork();
+
+    ck_assert_int_ge(child, 0);
+    while (!child) {
+        char is_good = good() == 200;
+
+        if (write(to, &is_good, 1) != 1)
+            _exit(0);
+    }
+    return child;
+}
+
+/* While another pipeline serves. */
 START_TEST(loaded_and_unloaded)
 {
     static const char load[] = "POST /v2/repository/models/batch/load HTTP/1.1"
@@ -964,17 +920,29 @@ START_TEST(loaded_and_unloaded)
         "POST /v2/repository/models/batch/unload HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 46\r\n\r\n"
         "{\"parameters\":{\"unload_dependents\":false}}    ";
-    int rounds = getenv("MPIPE_LONG") ? 1000 : 10;
+    int rounds = getenv("MPIPE_LONG") ? 1000 : 10, pair[2], answers = 0;
     size_t before;
+    pid_t child;
+    char is_good;
 
+    ck_assert_int_eq(pipe(pair), 0);
+    child = ask_on(pair[1]);
+    close(pair[1]);
     ck_assert_int_eq(status_of(load), 200);
-    before = memory_of(server);
+    ck_assert_int_eq(status_of(unload), 200);
+    ck_assert_int_eq(status_of(load), 200);
+    before = memory_of_all();
     for (int i = 0; i < rounds; i++) {
         ck_assert_int_eq(status_of(unload), 200);
-        ck_assert_int_eq(good(), 200);
         ck_assert_int_eq(status_of(load), 200);
     }
-    ck_assert_uint_le(memory_of(server), before + before / 20 + 512);
+    hold_memory(memory_of_all(), before + before / 20 + 1024);
+    kill(child, SIGKILL);
+    ck_assert_int_eq(waitpid(child, NULL, 0), child);
+    for (; read(pair[0], &is_good, 1) == 1; answers++)
+        ck_assert_int_eq(is_good, 1);
+    ck_assert_int_ge(answers, 1);
+    close(pair[0]);
 }
 END_TEST
 
@@ -988,43 +956,267 @@ static uint32_t random_to(uint32_t n)
     return (seed >> 8) % n;
 }
 
+static const char *const urls[] = {"/",
+                                   "/v2",
+                                   "/v2/",
+                                   "/metrics",
+                                   "/errors",
+                                   "/v2/health/live",
+                                   "/v2/health/ready",
+                                   "/v2/models/stats",
+                                   "/v2/models/trouble",
+                                   "/v2/models/trouble/versions/1",
+                                   "/v2/models/trouble/ready",
+                                   "/v2/models/trouble/config",
+                                   "/v2/models/trouble/stats",
+                                   "/v2/models/trouble/infer",
+                                   "/v2/models/trouble/versions/1/infer",
+                                   "/v2/models/trouble/infer?a=b&fault=x",
+                                   "/v2/repository/index",
+                                   "/v2/repository/models/batch/load",
+                                   "/v2/logging",
+                                   "/v2/systemsharedmemory/status"};
+static const char *const methods[] = {"GET",  "POST",    "PUT",   "DELETE",
+                                      "HEAD", "OPTIONS", "PATCH", "X"};
+
+/* A connection with something on it that was a request once. */
+static int make_noise(void)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, urls[random_to(20)]), cut;
+    const char *method = methods[random_to(8)];
+    int fd = dial();
+
+    cut = 1 + random_to(4);
+    memcpy(out, method, cut < strlen(method) ? cut : strlen(method));
+    for (uint32_t i = random_to(6); i > 0; i--)
+        out[random_to((uint32_t)n)] = (char)random_to(256);
+    put(fd, out, random_to(4) ? n : random_to((uint32_t)n));
+    shutdown(fd, SHUT_WR);
+    return fd;
+}
+
 /* Whatever comes: an answer or the end of the connection, and the server goes
  * on. */
 START_TEST(noise)
 {
-    static const char *const urls[] = {"/",
-                                       "/v2",
-                                       "/metrics",
-                                       "/v2/health/live",
-                                       "/v2/models/trouble",
-                                       "/v2/models/trouble/config",
-                                       "/v2/models/trouble/infer",
-                                       "/v2/models/trouble/stats",
-                                       "/v2/repository/index",
-                                       "/v2/models/trouble/infer?a=b&fault=x"};
-    static const char *const methods[] = {"GET",  "POST",    "PUT",   "DELETE",
-                                          "HEAD", "OPTIONS", "PATCH", "X"};
-    int times = getenv("MPIPE_LONG") ? 40000 : 600;
+    int times = getenv("MPIPE_LONG") ? 20 * 8 * 500 : 800, fd[400];
+    double before = metric(DEATHS);
 
-    for (int k = 0; k < times; k++) {
-        char out[2000], json[400];
-        const char *method;
-        size_t n, cut;
-        int fd = dial();
-
-        snprintf(json, sizeof json, IMAGE("[1,2,2,3]", SIZE("12")));
-        n = compose(out, sizeof out, urls[random_to(10)], "", json, pixels, 12);
-        method = methods[random_to(8)];
-        cut = 1 + random_to(4);
-        memcpy(out, method, cut < strlen(method) ? cut : strlen(method));
-        for (uint32_t i = random_to(6); i > 0; i--)
-            out[random_to((uint32_t)n)] = (char)random_to(256);
-        put(fd, out, random_to(4) ? n : random_to((uint32_t)n));
-        shutdown(fd, SHUT_WR);
-        free(hear(fd).body);
-        close(fd);
+    raise_files();
+    for (int k = 0; k < times; k += 400) {
+        for (int i = 0; i < 400; i++)
+            fd[i] = make_noise();
+        for (int i = 0; i < 400; i++) {
+            free(hear(fd[i]).body);
+            close(fd[i]);
+        }
     }
     ck_assert_int_eq(good(), 200);
+    ck_assert_double_eq(metric(DEATHS), before);
+}
+END_TEST
+
+/* ---- the same with the limits that are standard ---- */
+
+static void big_setup(void)
+{
+    serve("[limits]\nqueue = 2000\nrequest_time = 600\nidle_time = 600\n"
+          "[pipeline trouble]\nfile = trouble.ini\n",
+          NULL, NULL);
+}
+
+#define BODY ((size_t)64 << 20)
+
+/* One byte more than a body may have: in one piece, and said beforehand. */
+START_TEST(body_of_64_mib)
+{
+    size_t before = memory_of(server);
+    char *bytes = calloc(1, BODY + 1), line[40];
+    int fd = dial();
+    struct reply r;
+
+    put_text(fd, POST("Transfer-Encoding: chunked\r\n", ""));
+    snprintf(line, sizeof line, "%zx\r\n", BODY + 1);
+    put_text(fd, line);
+    put(fd, bytes, BODY + 1);
+    put_text(fd, "\r\n0\r\n\r\n");
+    r = hear(fd);
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_ptr_nonnull(strstr(r.body, "larger than 64 MiB"));
+    free(r.body);
+    close(fd);
+    free(bytes);
+    ck_assert_int_eq(status_of(POST("Content-Length: 67108865\r\n", "x")), 400);
+    ck_assert_uint_le(memory_of(server), before + before / 10 + 1024);
+}
+END_TEST
+
+/* 64 KiB that are 64 MiB and a byte. */
+START_TEST(bomb_of_64_mib)
+{
+    size_t before = memory_of(server);
+    Bytef *zip = malloc(1 << 20), *plain = calloc(1, 1 << 20);
+    z_stream z = {.next_out = zip, .avail_out = 1 << 20};
+    char head[300];
+    struct reply r;
+    int fd = dial();
+
+    ck_assert_int_eq(deflateInit2(&z, 9, Z_DEFLATED, 31, 9, Z_DEFAULT_STRATEGY),
+                     Z_OK);
+    for (int i = 0; i <= 64; i++) {
+        z.next_in = plain;
+        z.avail_in = i < 64 ? 1 << 20 : 1;
+        ck_assert_int_eq(deflate(&z, i < 64 ? Z_NO_FLUSH : Z_FINISH),
+                         i < 64 ? Z_OK : Z_STREAM_END);
+    }
+    ck_assert_uint_le(z.total_out, 66000);
+    snprintf(head, sizeof head,
+             POST("Content-Encoding: gzip\r\nContent-Length: %lu\r\n", ""),
+             z.total_out);
+    put_text(fd, head);
+    put(fd, zip, z.total_out);
+    r = hear(fd);
+    ck_assert_int_eq(r.status, 400);
+    ck_assert_ptr_nonnull(strstr(r.body, "larger than 64 MiB when inflated"));
+    free(r.body);
+    deflateEnd(&z);
+    free(zip);
+    free(plain);
+    close(fd);
+    ck_assert_uint_le(memory_of(server), before + before / 10 + 1024);
+}
+END_TEST
+
+/* 100,000 outputs, a million inputs, 64 MiB of brackets. */
+START_TEST(json_in_earnest)
+{
+    static const struct {
+        const char *before, *piece, *after;
+        size_t times;
+    } many[] = {
+        {"{\"outputs\":[", "{\"name\":\"id\"},", "{}],\"inputs\":[]}", 100000},
+        {"{\"inputs\":[", "{},", "{}]}", 1000000},
+        {"", "[", "", BODY},
+    };
+    size_t room = many[_i].times * strlen(many[_i].piece) + 100;
+    char *json = malloc(room);
+
+    strcpy(json, many[_i].before);
+    fill(json + strlen(json), many[_i].piece, many[_i].times);
+    strcat(json, many[_i].after);
+    refusal(json);
+    free(json);
+    ck_assert_int_eq(good(), 200);
+}
+END_TEST
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* The median of a few good requests, seconds. */
+static double usual_time(void)
+{
+    double took[9];
+
+    for (int i = 0; i < 9; i++) {
+        double began = now();
+
+        ck_assert_int_eq(good(), 200);
+        took[i] = now() - began;
+    }
+    qsort(took, 9, sizeof *took, by_value);
+    return took[4];
+}
+
+/* Others are served as ever beside connections that get no further. */
+START_TEST(beside_half_open)
+{
+    int fd[HALF_OPEN];
+    double alone = usual_time(), beside;
+
+    raise_files();
+    for (int i = 0; i < HALF_OPEN; i++) {
+        fd[i] = dial();
+        put_text(fd[i], i % 2 ? "POST " INFER " HTTP/1.1\r\nHost: "
+                              : POST("Content-Length: 100\r\n", "{"));
+    }
+    beside = usual_time();
+    ck_assert_msg(beside < 10 * alone, "%g s, not %g s", beside, alone);
+    for (int i = 0; i < HALF_OPEN; i++) {
+        struct pollfd p = {fd[i], POLLIN, 0};
+
+        ck_assert_int_eq(poll(&p, 1, 0), 0); /* still there */
+        close(fd[i]);
+    }
+}
+END_TEST
+
+/* n requests on one connection. */
+static void ask_many(int n)
+{
+    char out[2000];
+    size_t bytes = compose_image(out, sizeof out, INFER);
+    int fd = dial();
+
+    for (int i = 0; i < n; i++) {
+        struct reply r;
+
+        put(fd, out, bytes);
+        r = hear(fd);
+        ck_assert_int_eq(r.status, 200);
+        free(r.body);
+    }
+    close(fd);
+}
+
+/* Memory stays what it is, and so do descriptors: less than 10 MiB of 100,000
+ * requests, or 1 MiB of a few. */
+START_TEST(flat)
+{
+    int is_long = getenv("MPIPE_LONG") != NULL;
+    size_t memory, files;
+
+    ask_many(200);
+    memory = memory_of_all();
+    files = files_of(server);
+    ask_many(is_long ? 100000 : 1000);
+    hold_memory(memory_of_all(), memory + (is_long ? 10239 : 1023));
+    ck_assert_uint_le(files_of(server), files);
+}
+END_TEST
+
+#define MANY 1000
+
+/* A thousand that wait, and then do not. */
+START_TEST(thousand_cancelled)
+{
+    char out[2000];
+    size_t n = compose_image(out, sizeof out, INFER), before;
+    double cancelled = metric(CANCELLED);
+    int fd[MANY];
+
+    raise_files();
+    ck_assert_int_eq(good(), 200);
+    before = memory_of(server);
+    signal_workers(SIGSTOP);
+    for (int i = 0; i < MANY; i++) {
+        fd[i] = dial();
+        put(fd[i], out, n);
+    }
+    wait_metric(QUEUED, MANY - 5);
+    for (int i = 0; i < MANY; i++)
+        close(fd[i]);
+    wait_metric(CANCELLED, cancelled + MANY);
+    ck_assert_double_eq(metric(QUEUED), 0);
+    signal_workers(SIGCONT);
+    wait_metric(IN_FLIGHT, 0);
+    ck_assert_int_eq(good(), 200);
+    hold_memory(memory_of(server), before + before / 10 + 4096);
 }
 END_TEST
 
@@ -1037,30 +1229,47 @@ int main(void)
     SRunner *r = srunner_create(s);
     int failed;
 
-    tcase_add_unchecked_fixture(c, setup, teardown);
-    tcase_set_timeout(c, 600);
+    tcase_add_unchecked_fixture(c, setup, serve_end);
+    tcase_set_timeout(c, 3600);
     tcase_add_test(c, as_clients_send_it);
     tcase_add_test(c, keeps_the_connection);
     tcase_add_test(c, the_same_in_json);
     tcase_add_test(c, squeezed);
     tcase_add_loop_test(c, wrong_head, 0, COUNT(heads));
     tcase_add_loop_test(c, wrong_body, 0, COUNT(bodies));
+    tcase_add_test(c, not_supported);
+    tcase_add_test(c, several_pictures);
+    tcase_add_test(c, one_of_several_fails);
+    tcase_add_test(c, dies_of_one_of_several);
     tcase_add_test(c, large_body);
     tcase_add_test(c, endless_body);
     tcase_add_test(c, many_pieces);
     tcase_add_loop_test(c, much_json, 0, 5);
+    tcase_add_loop_test(c, long_message, 0, 2);
     tcase_add_test(c, bomb);
     tcase_add_test(c, long_head);
     tcase_add_test(c, half_open);
+    tcase_add_test(c, silent);
     tcase_add_test(c, client_goes);
     tcase_add_test(c, queue_is_full);
     tcase_add_test(c, time_is_over);
+    tcase_add_test(c, killed_under_load); /* there is one worker so far */
     tcase_add_test(c, batched);
     tcase_add_loop_test(c, worker_dies, 0, COUNT(faults));
     tcase_add_loop_test(c, head_fails, 0, 2);
-    tcase_add_test(c, killed_under_load);
     tcase_add_test(c, loaded_and_unloaded);
     tcase_add_test(c, noise);
+    suite_add_tcase(s, c);
+    c = tcase_create("in earnest");
+    tcase_add_unchecked_fixture(c, big_setup, serve_end);
+    tcase_set_timeout(c, 3600);
+    tcase_add_test(c, body_of_64_mib);
+    tcase_add_test(c, bomb_of_64_mib);
+    tcase_add_loop_test(c, json_in_earnest, 0, 3);
+    tcase_add_test(c, client_goes_early);
+    tcase_add_test(c, beside_half_open);
+    tcase_add_test(c, thousand_cancelled);
+    tcase_add_test(c, flat);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);

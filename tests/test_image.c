@@ -220,27 +220,30 @@ static void check_verdict(const char *path, const char *file, json_t *c)
 START_TEST(verdicts)
 {
     json_t *json = golden_json(golden_path("image_decode.json")), *c;
-    size_t i, n = 0;
+    size_t i;
 
     json_array_foreach(json_object_get(json, "cases"), i, c)
     {
         const char *file = json_string_value(json_object_get(c, "file"));
 
         check_verdict(awkward(file), file, c);
-        n++;
     }
-    ck_assert_uint_gt(n, 50);
+    ck_assert_uint_eq(i, 54);
     json_decref(json);
 }
 END_TEST
 
+/* Five of them are not there: names that some file systems refuse, which
+ * the test `names` makes itself. */
 START_TEST(verdicts_complete)
 {
     json_t *json, *c;
-    size_t i;
+    size_t i, n = 0;
 
-    if (!shared_path("."))
+    if (!shared_path(".")) {
+        puts("SKIPPED: all of image_decode wants MPIPE_SHARED");
         return;
+    }
     json = golden_json(shared_path("protocol/golden/image_decode.json"));
     ck_assert(json != NULL);
     json_array_foreach(json_object_get(json, "cases"), i, c)
@@ -248,9 +251,13 @@ START_TEST(verdicts_complete)
         const char *file = json_string_value(json_object_get(c, "file"));
         const char *path = shared_path("protocol/samples/awkward/%s", file);
 
-        if (access(path, R_OK) == 0)
+        if (access(path, R_OK) == 0) {
             check_verdict(path, file, c);
+            n++;
+        }
     }
+    ck_assert_uint_eq(i, 89);
+    ck_assert_uint_eq(n, 84);
     json_decref(json);
 }
 END_TEST
@@ -260,8 +267,10 @@ START_TEST(photos_complete)
     json_t *json, *c, *map;
     size_t i;
 
-    if (!shared_path("."))
+    if (!shared_path(".")) {
+        puts("SKIPPED: photos_complete wants MPIPE_SHARED");
         return;
+    }
     json = golden_json(shared_path("protocol/samples/expected.json"));
     ck_assert(json != NULL);
     json_array_foreach(json_object_get(json, "images"), i, c)
@@ -279,6 +288,7 @@ START_TEST(photos_complete)
             check_map(path, json_object_get(map, "crc32_native"),
                       strstr(path, "depth") != NULL);
     }
+    ck_assert_uint_eq(i, 32);
     json_decref(json);
 }
 END_TEST
@@ -450,7 +460,7 @@ START_TEST(claims)
     ck_assert_msg(strstr(err.text, "more than the limit") != NULL, "%s",
                   err.text);
     getrusage(RUSAGE_SELF, &after);
-    ck_assert(clock() - start < CLOCKS_PER_SEC / 20);
+    ck_assert((double)(clock() - start) < CLOCKS_PER_SEC * 0.05 * slowness());
     ck_assert(after.ru_maxrss - before.ru_maxrss < 16 * 1024); /* KiB */
 
     /* as much as is allowed is tried, and found to be missing */

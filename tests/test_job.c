@@ -24,65 +24,169 @@ static struct mp_error err;
 static char calls[1024];     /* "2x8x8 1x8x16 ...": n, height, width */
 static int fail_on, fail_rc; /* a view that begins with this byte fails */
 static int merge_rc;         /* of the next merge */
-static int stop_on;          /* a view that asks the run to stop */
+static int wait_rc;          /* of waits for this ticket, or later ones: */
+static uint64_t wait_from;
+static int stop_on; /* a view that asks the run to stop */
 static volatile sig_atomic_t stop;
+static int small; /* views of so many pixels go one by one */
+static struct mp_settings settings;
 static double seconds;
 static struct mp_pipeline *const pipeline = (void *)&seconds;
 
-int mp_pipeline_network(struct mp_pipeline *p, const uint8_t *const *view,
-                        size_t n, int32_t h, int32_t w, struct mp_tensor *map,
-                        struct mp_error *e)
+/* The device's memory, its contents late: what is on the host before the wait
+ * for it is wrong. */
+#define DEVICES 3
+struct mp_held {
+    size_t device;
+    float value[256];
+};
+static size_t devices;
+static struct {
+    uint64_t last, waited;
+    struct {
+        void *to;
+        float value[256];
+        size_t n;
+    } late[64];
+    size_t views;
+} device_at[DEVICES];
+
+static uint64_t give_late(size_t device, void *to, const float *value, size_t n)
 {
-    float *data = malloc(n * sizeof *data);
-    char text[64];
+    uint64_t k = ++device_at[device].last;
+
+    ck_assert_uint_le(k - device_at[device].waited, 64);
+    device_at[device].late[k % 64].to = to;
+    device_at[device].late[k % 64].n = n;
+    memcpy(device_at[device].late[k % 64].value, value, n * sizeof *value);
+    memset(to, 0xff, n * sizeof *value);
+    return k;
+}
+
+int mp_pipeline_wait(struct mp_pipeline *p, size_t device, uint64_t ticket,
+                     struct mp_error *e)
+{
+    uint64_t *waited = &device_at[device].waited, k;
 
     ck_assert_ptr_eq(p, pipeline);
-    snprintf(text, sizeof text, "%s%zux%dx%d", *calls ? " " : "", n, (int)h,
-             (int)w);
+    ck_assert_uint_lt(device, devices);
+    while (*waited < device_at[device].last && *waited < ticket) {
+        k = ++*waited % 64;
+        memcpy(device_at[device].late[k].to, device_at[device].late[k].value,
+               device_at[device].late[k].n * sizeof(float));
+    }
+    return wait_rc && ticket >= wait_from
+               ? mp_fail(e, wait_rc, "the device fails")
+               : 0;
+}
+
+size_t mp_pipeline_devices(const struct mp_pipeline *p)
+{
+    ck_assert_ptr_eq(p, pipeline);
+    return devices;
+}
+
+void mp_map_free(struct mp_map *m)
+{
+    free(m->held);
+    free(m->host);
+    memset(m, 0, sizeof *m);
+}
+
+void mp_answer_free(struct mp_answer *a)
+{
+    mp_map_free(&a->sum);
+    while (a->nresult)
+        free((void *)a->result[--a->nresult].data);
+}
+
+size_t mp_pipeline_batch(struct mp_pipeline *p, size_t device, int32_t h,
+                         int32_t w)
+{
+    ck_assert_ptr_eq(p, pipeline);
+    ck_assert_uint_lt(device, devices);
+    if (h && w && h * w == small)
+        return 1;
+    return settings.compute.batch > 0 ? (size_t)settings.compute.batch : 1;
+}
+
+static struct mp_map map_of(size_t device, const float *value, size_t n)
+{
+    struct mp_map m = {.held = malloc(sizeof *m.held),
+                       .ndim = 4,
+                       .dim = {1, 1, 1, (int64_t)n}};
+
+    ck_assert_uint_le(n, 256);
+    m.held->device = device;
+    memcpy(m.held->value, value, n * sizeof *value);
+    return m;
+}
+
+int mp_pipeline_network(struct mp_pipeline *p, size_t device,
+                        const uint8_t *const *view, size_t n, int32_t h,
+                        int32_t w, struct mp_map *map, struct mp_error *e)
+{
+    char text[96], number[24] = "";
+
+    ck_assert_ptr_eq(p, pipeline);
+    ck_assert_uint_lt(device, devices);
+    if (devices > 1)
+        snprintf(number, sizeof number, "%zu:", device);
+    snprintf(text, sizeof text, "%s%s%zux%dx%d", *calls ? " " : "", number, n,
+             (int)h, (int)w);
     if (strlen(calls) + strlen(text) < sizeof calls)
         strcat(calls, text);
     for (size_t i = 0; i < n; i++) {
-        if (fail_on && view[i][0] == fail_on) {
-            free(data);
+        if (fail_on && view[i][0] == fail_on)
             return mp_fail(e, fail_rc, "the network fails");
-        }
         stop |= stop_on && view[i][0] == stop_on;
-        data[i] = view[i][0];
     }
+    for (size_t i = 0; i < n; i++)
+        map[i] = map_of(device, (float[]){view[i][0]}, 1);
     seconds += 1;
-    *map = (struct mp_tensor){
-        .dtype = MP_F32, .ndim = 4, .dim = {(int64_t)n, 1, 1, 1}, .data = data};
+    return 0;
+}
+
+int mp_pipeline_fetch(struct mp_map *m, uint64_t *ticket, struct mp_error *e)
+{
+    (void)e;
+    ck_assert_ptr_null(m->host);
+    m->host = malloc(sizeof *m->host);
+    *ticket = give_late(m->held->device, m->host, m->held->value, 1);
     return 0;
 }
 
 /* The first numbers of the maps of all groups so far, in their order. */
 int mp_pipeline_merge(struct mp_pipeline *p, const struct mp_group *q,
-                      struct mp_tensor *result, size_t cap, size_t *n,
-                      struct mp_error *e)
+                      struct mp_answer *a, uint64_t *ticket, struct mp_error *e)
 {
-    size_t before = q->sum ? (size_t)q->sum->dim[0] : 0;
-    float *all = malloc((before + q->nview) * sizeof *all);
+    size_t n = a->sum.held ? (size_t)a->sum.dim[3] : 0;
+    float all[256];
 
     (void)p;
-    ck_assert_uint_ge(cap, 1);
+    *ticket = 0;
     ck_assert(mp_sink_wants(q->want, "npy"));
-    ck_assert(!q->nth == !q->sum);
-    for (size_t i = 0; i < before; i++)
-        all[i] = ((const float *)q->sum->data)[i];
+    ck_assert(!q->nth == !a->sum.held);
+    if (n)
+        memcpy(all, a->sum.held->value, n * sizeof *all);
     for (size_t i = 0; i < q->nview; i++) {
-        ck_assert_int_eq(q->dim[i][0] * q->dim[i][1] * q->dim[i][2], 1);
+        ck_assert_int_eq(q->map[i].dim[1] * q->map[i].dim[2], 1);
         ck_assert_int_eq(q->view[i].group, q->nth);
-        all[before + i] = q->map[i][0];
+        ck_assert_uint_eq(q->map[i].held->device, q->device);
+        all[n++] = q->map[i].held->value[0];
     }
-    if (merge_rc) {
-        free(all);
+    if (merge_rc)
         return mp_fail(e, merge_rc, "the merge fails");
+    mp_map_free(&a->sum);
+    if (q->nth + 1 < q->count) {
+        a->sum = map_of(q->device, all, n);
+        return 0;
     }
-    *result = (struct mp_tensor){.dtype = MP_F32,
-                                 .ndim = 1,
-                                 .dim = {(int64_t)(before + q->nview)},
-                                 .data = all};
-    *n = 1;
+    a->result[a->nresult++] = (struct mp_tensor){.dtype = MP_F32,
+                                                 .ndim = 1,
+                                                 .dim = {(int64_t)n},
+                                                 .data = malloc(sizeof all)};
+    *ticket = give_late(q->device, (void *)a->result[0].data, all, n);
     return 0;
 }
 
@@ -188,7 +292,6 @@ static struct mp_plugin head = {.name = "fake",
 /* ---- a run ---- */
 
 static char *kinds[] = {"npy", NULL};
-static struct mp_settings settings;
 static struct mp_inputs in;
 static struct mp_counts counts;
 
@@ -212,6 +315,7 @@ static void enter(void)
                                     .checkpoint = "in",
                                     .compute = {.batch = -1},
                                     .conf = mp_conf_new()};
+    devices = 1;
 }
 
 static void leave(void)
@@ -346,6 +450,20 @@ START_TEST(windows_of_one_picture)
     ck_assert_str_eq(calls, "4x8x8 2x8x8");
     ck_assert(result_is(10, (float[]){10, 11, 12, 13, 14}, 5));
     ck_assert(has_result(50));
+}
+END_TEST
+
+/* A size of which not as many fit has batches of its own. */
+START_TEST(batches_by_size)
+{
+    for (int i = 1; i <= 8; i++)
+        picture(i, i % 2 ? 16 : 8);
+    settings.compute.batch = 2;
+    small = 8 * 16;
+    ck_assert_int_eq(run(0), 0);
+    ck_assert_str_eq(calls, "1x8x16 1x8x16 2x8x8 1x8x16 1x8x16 2x8x8");
+    for (int i = 1; i <= 8; i++)
+        ck_assert(has_result(i));
 }
 END_TEST
 
@@ -486,6 +604,50 @@ START_TEST(a_device_that_fails_ends_the_run)
 }
 END_TEST
 
+/* Found when its results are waited for, while others are under way. */
+START_TEST(a_device_that_fails_later)
+{
+    for (int i = 1; i <= 30; i++)
+        picture(i, 8);
+    settings.compute.batch = _i;
+    wait_rc = MP_EIO;
+    wait_from = 9;
+    ck_assert_int_eq(run(0), MP_EIO);
+    ck_assert_str_eq(err.text, "the device fails");
+    ck_assert_str_eq(state(), "stopped");
+    ck_assert(!has_result(9));
+    wait_rc = 0;
+    ck_assert_int_eq(run(1), 0);
+    ck_assert_uint_eq(counts.done + counts.skipped, 30);
+}
+END_TEST
+
+/* Every picture belongs to one, which sees all of its views; they get equal
+ * shares, whatever the sizes, and the order of the calls is always the same. */
+START_TEST(several_devices)
+{
+    devices = DEVICES;
+    for (int i = 1; i <= 12; i++)
+        picture(i * 10, i == 2 ? 64 : 8);
+    windows = 1;
+    settings.compute.batch = 2;
+    for (int again = 0; again < 5; again++) {
+        ck_assert_int_eq(run(0), 0);
+        ck_assert_str_eq(calls,
+                         "1:2x8x8 1:2x8x8 1:2x8x8 1:2x8x8 0:2x8x8 2:2x8x8 "
+                         "0:2x8x8 2:2x8x8 0:2x8x8 2:1x8x8");
+        for (int i = 1; i <= 12; i++)
+            ck_assert(i == 2 || has_result(i * 10));
+        ck_assert(result_is(20, (float[]){20, 21, 22, 23, 24, 25, 26, 27}, 8));
+    }
+    devices = 1;
+    settings.compute.batch = 1;
+    ck_assert_int_eq(run(0), 0);
+    for (int i = 1; i <= 12; i++)
+        ck_assert(i == 2 || has_result(i * 10));
+}
+END_TEST
+
 START_TEST(settings_that_do_not_fit_end_the_run)
 {
     picture(1, 8);
@@ -567,6 +729,7 @@ int main(void)
     tcase_add_test(t, every_picture_by_itself);
     tcase_add_test(t, views_of_one_size_go_together);
     tcase_add_test(t, windows_of_one_picture);
+    tcase_add_test(t, batches_by_size);
     tcase_add_loop_test(t, groups_of_one_picture, 1, 5);
     tcase_add_test(t, maps_are_results);
     tcase_add_test(t, lists_are_joined);
@@ -575,6 +738,8 @@ int main(void)
     tcase_add_loop_test(t, one_window_fails_its_picture, 1, 8);
     tcase_add_test(t, failures_in_order);
     tcase_add_loop_test(t, a_device_that_fails_ends_the_run, 1, 4);
+    tcase_add_loop_test(t, a_device_that_fails_later, 1, 4);
+    tcase_add_test(t, several_devices);
     tcase_add_test(t, settings_that_do_not_fit_end_the_run);
     tcase_add_test(t, stop_finishes_what_has_begun);
     tcase_add_test(t, nothing_left_to_do);

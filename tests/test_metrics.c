@@ -8,6 +8,7 @@
 
 #include "eval/metrics.h"
 #include "golden.h"
+#include "image.h"
 
 static struct mp_error e;
 
@@ -49,6 +50,8 @@ static void open_depth(void)
     depth.file = golden_json(golden_path("depth_metrics.json"));
     depth.tensors = golden_open(golden_path("depth_metrics.safetensors"));
     ck_assert(depth.file != NULL && depth.tensors != NULL);
+    ck_assert_uint_eq(json_array_size(json_object_get(depth.file, "cases")),
+                      15);
     depth.shared = path == NULL ? NULL : golden_open(path);
 }
 
@@ -327,6 +330,13 @@ static double percent(double v)
     return isnan(v) ? v : round(v * 1e4) / 100;
 }
 
+static void scores_are(const struct mp_seg_scores *s, const json_t *want)
+{
+    ck_assert(near(s->a_acc, member(want, "aAcc"), 1e-12, 0));
+    ck_assert(near(s->m_iou, member(want, "mIoU"), 1e-12, 0));
+    ck_assert(near(s->m_acc, member(want, "mAcc"), 1e-12, 0));
+}
+
 START_TEST(seg_metrics)
 {
     json_t *file = golden_json(golden_path("seg_metrics.json"));
@@ -337,7 +347,7 @@ START_TEST(seg_metrics)
     double iou[150], acc[150];
     struct mp_seg_scores s;
 
-    ck_assert_ptr_nonnull(c);
+    ck_assert_uint_eq(json_array_size(json_object_get(file, "cases")), 10);
     expect_classes((int32_t)member(c, "num_classes"),
                    json_is_true(json_object_get(c, "reduce_zero_label")));
     for (size_t i = 0; i < (size_t)member(c, "n_images"); i++)
@@ -345,13 +355,69 @@ START_TEST(seg_metrics)
     s = mp_seg_scores(&total, iou, acc);
     list_is(iou, total.n, json_object_get(c, "IoU"));
     list_is(acc, total.n, json_object_get(c, "Acc"));
-    ck_assert(near(s.a_acc, member(c, "aAcc"), 1e-12, 0));
-    ck_assert(near(s.m_iou, member(c, "mIoU"), 1e-12, 0));
-    ck_assert(near(s.m_acc, member(c, "mAcc"), 1e-12, 0));
+    scores_are(&s, c);
     ck_assert(near(percent(s.a_acc), member(rounded, "aAcc"), 1e-12, 0));
     ck_assert(near(percent(s.m_iou), member(rounded, "IoU"), 1e-12, 0));
     ck_assert(near(percent(s.m_acc), member(rounded, "Acc"), 1e-12, 0));
     golden_free(g);
+    json_decref(file);
+}
+END_TEST
+
+/* Labels of photos, as stored; predictions are classes counted from 1. */
+static void count_photo(const char *image)
+{
+    uint16_t *pred, *label;
+    int32_t w, h, pw, ph;
+    int bits;
+
+    ck_assert(!mp_map_read(&label, &w, &h, &bits,
+                           shared_path("protocol/samples/seg_ade20k/"
+                                       "%s_label.png",
+                                       image),
+                           &e));
+    ck_assert(!mp_map_read(&pred, &pw, &ph, &bits,
+                           shared_path("protocol/samples/seg_ade20k/"
+                                       "%s_other_model_prediction.png",
+                                       image),
+                           &e));
+    ck_assert(pw == w && ph == h);
+    for (int32_t i = 0; i < w * h; i++)
+        pred[i]--;
+    mp_seg_counts_clear(&one);
+    mp_seg_count(&one, pred, pred_means, label, label_means,
+                 (size_t)w * (size_t)h);
+    mp_seg_counts_add(&total, &one);
+    free(pred);
+    free(label);
+}
+
+START_TEST(seg_photos)
+{
+    const char *path = shared_path("protocol/samples/expected.json");
+    json_t *file, *part, *row;
+    struct mp_seg_scores s;
+    double iou[150];
+    size_t i;
+
+    if (path == NULL) {
+        puts("SKIPPED: seg_photos wants MPIPE_SHARED");
+        return;
+    }
+    file = golden_json(path);
+    part = json_object_get(file, "seg_ade20k");
+    expect_classes(150, 1);
+    json_array_foreach(json_object_get(part, "per_image"), i, row)
+    {
+        count_photo(text(row, "image"));
+        s = mp_seg_scores(&one, NULL, NULL);
+        scores_are(&s, row);
+    }
+    ck_assert_uint_eq(i, 2);
+    part = json_object_get(part, "total");
+    s = mp_seg_scores(&total, iou, NULL);
+    scores_are(&s, part);
+    list_is(iou, 150, json_object_get(part, "IoU"));
     json_decref(file);
 }
 END_TEST
@@ -414,6 +480,7 @@ START_TEST(pose_ap)
     const json_t *want = json_object_get(c, tools[_i % 2]);
     struct mp_pose_scores got;
 
+    ck_assert_uint_eq(json_array_size(json_object_get(file, "cases")), 2);
     open_coco(&truth, golden_path("%s", text(c, "gt")));
     open_coco(&results, golden_path("%s", text(c, "detections")));
     ck_assert_int_eq(
@@ -583,6 +650,7 @@ int main(void)
     t = tcase_create("seg");
     tcase_add_checked_fixture(t, NULL, clear_counts);
     tcase_add_loop_test(t, seg_metrics, 0, 10);
+    tcase_add_test(t, seg_photos);
     tcase_add_test(t, seg_strays);
     suite_add_tcase(s, t);
     t = tcase_create("pose");

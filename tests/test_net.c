@@ -319,6 +319,8 @@ static const struct whole {
      2.5e-6},
     {"tiny_pose_batch2", "tiny_pose", "pose", "heatmaps", 4.36e-6, 1.0e-4,
      6.9e-5, 4.3e-6},
+    {"tiny_pose_256x192", "tiny_pose", "pose", "heatmaps", 8.9e-6, 7.6e-5,
+     4.47e-5, 1.3e-6},
     {"tiny_pose_simple", "tiny_pose_simple", "pose", "heatmaps", 3.47e-6,
      5.0e-5, 2.58e-5, 1.7e-6},
 };

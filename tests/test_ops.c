@@ -432,6 +432,13 @@ static mp_node case_attention_d512(struct mp_graph *g)
     return attention(g, 1, 77, 77, 512, 1, 1);
 }
 
+/* Of a head so wide, and of so many queries, by products of a library if the
+ * backend has one. */
+static mp_node case_attention_products(struct mp_graph *g)
+{
+    return attention(g, 2, 1032, 288, 192, 1, 2);
+}
+
 /* One chain of additions over all keys would cost digits; of values that are
  * all positive, so that nothing but rounding takes any away. */
 static mp_node case_attention_keys(struct mp_graph *g)
@@ -480,6 +487,27 @@ static mp_node case_group_norm_single(struct mp_graph *g)
 static mp_node case_group_norm_wide(struct mp_graph *g)
 {
     return group_norm(g, IN(2, 3, 7, 2560), 32);
+}
+
+/* Too much for one block a group: in parts, and rounds of channels. */
+static mp_node case_group_norm_parts(struct mp_graph *g)
+{
+    return group_norm(g, IN(1, 130, 129, 64), 16);
+}
+
+static mp_node case_group_norm_parts_offset(struct mp_graph *g)
+{
+    return group_norm(g, mp_add(g, IN(1, 130, 129, 64), mp_scalar(g, 50)), 16);
+}
+
+static mp_node case_group_norm_rounds(struct mp_graph *g)
+{
+    return group_norm(g, IN(2, 9, 7, 2560), 4);
+}
+
+static mp_node case_group_norm_rounds_odd(struct mp_graph *g)
+{
+    return group_norm(g, IN(2, 5, 3, 1038), 2);
 }
 
 static mp_node case_group_norm_wide_odd(struct mp_graph *g)
@@ -738,6 +766,10 @@ static const struct {
     C(group_norm),
     C(group_norm_single),
     C(group_norm_wide),
+    C(group_norm_parts),
+    SHARP(group_norm_parts_offset),
+    C(group_norm_rounds),
+    C(group_norm_rounds_odd),
     C(group_norm_wide_odd),
     C(group_norm_silu),
     C(group_norm_relu),
@@ -791,6 +823,7 @@ static const struct {
     C(conv_joined),
     C(conv_joined_residual),
     C(attention_keys),
+    C(attention_products),
 #undef C
 #undef SHARP
 };

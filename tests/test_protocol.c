@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "conf.h"
+#include "device.h"
 #include "eval/metrics.h"
 #include "golden.h"
 #include "image.h"
@@ -75,7 +76,7 @@ START_TEST(warp)
     }
     printf("warp: %zu of %zu cases, exact\n", n,
            json_array_size(json_object_get(root, "cases")));
-    ck_assert_uint_ge(n, 4);
+    ck_assert_uint_eq(n, shared_path(".") ? 6 : 4);
     json_decref(root);
     golden_free(gold);
 }
@@ -102,6 +103,7 @@ END_TEST
 struct stage {
     struct mp_settings set;
     struct mp_conf *conf;
+    struct mp_devices devices;
     struct mp_pipeline *pipeline;
     struct mp_classes classes;
     char png[32];
@@ -153,7 +155,8 @@ static void stage_pipeline(struct stage *s, const char *keys)
                                  .head_conf = s->set.head_conf,
                                  .checkpoint = checkpoint(keys),
                                  .backend = "cpu",
-                                 .precision = MP_PREC_FP32};
+                                 .precision = MP_PREC_FP32,
+                                 .devices = &s->devices};
     struct mp_error err = {0};
     int rc = mp_pipeline_open(&s->pipeline, &c, &err);
 
@@ -191,9 +194,9 @@ static void stage_load(struct stage *s, const struct golden_tensor *rgb)
 static const struct mp_tensor *result_of(const struct stage *s,
                                          const char *name)
 {
-    for (size_t i = 0; i < s->job.nresult; i++)
-        if (!strcmp(s->job.result[i].name, name))
-            return &s->job.result[i];
+    for (size_t i = 0; i < s->job.answer.nresult; i++)
+        if (!strcmp(s->job.answer.result[i].name, name))
+            return &s->job.answer.result[i];
     ck_abort_msg("no %s", name);
     return NULL;
 }
@@ -272,6 +275,21 @@ static void compare_seg(const struct stage *s, const char *id,
     ck_assert_double_le(most, 2e-5);
 }
 
+/* The network gave this for view k; frees it. */
+static void see(struct stage *s, size_t k, float *logits, size_t classes)
+{
+    const struct mp_view *v = &s->job.view[k];
+    struct mp_arena *a = &s->devices.first->arena;
+    size_t bytes = (size_t)v->h * (size_t)v->w * classes * sizeof *logits;
+    struct mp_map *m = &s->job.map[k];
+
+    *m = (struct mp_map){.ndim = 4, .dim = {1, v->h, v->w, (int64_t)classes}};
+    ck_assert(!mp_held_new(&m->held, a, bytes, NULL));
+    ck_assert(
+        !a->backend->put(a->device, mp_held_at(m->held), logits, bytes, NULL));
+    free(logits);
+}
+
 START_TEST(segmentation)
 {
     static char *kinds[] = {"labels", "probs", NULL};
@@ -302,20 +320,19 @@ START_TEST(segmentation)
             const struct mp_view *v = &s.job.view[k];
             uint8_t *px = mp_picture_job_view(&s.job, k, &owned);
 
-            s.job.map[k] = stand_in(v, px, c, classes);
-            memcpy(s.job.dim[k], (int64_t[]){v->h, v->w, (int64_t)classes},
-                   sizeof *s.job.dim);
+            see(&s, k, stand_in(v, px, c, classes), classes);
             if (owned)
                 free(px);
             ck_assert_msg(!mp_picture_job_merge(&s.job, &s.set, s.pipeline),
                           "%s", s.job.err.text);
         }
+        ck_assert(!mp_picture_job_settle(&s.job, s.pipeline));
         ck_assert_uint_eq(s.job.nmerged, s.job.nview);
         compare_seg(&s, id, get(gold, id, "prob"), get(gold, id, "pred"));
         stage_close(&s);
         done++;
     }
-    ck_assert_uint_ge(done, 4);
+    ck_assert_uint_eq(done, shared_path(".") ? 6 : 4);
     json_decref(root);
     golden_free(gold);
 }

@@ -15,12 +15,21 @@ static void put(int i, int priority, uint64_t client, double deadline)
     ck_assert_int_eq(mp_queue_put(&q, &e[i]), 0);
 }
 
+static struct mp_queued *take(void)
+{
+    struct mp_queued *next = mp_queue_next(&q);
+
+    if (next)
+        mp_queue_drop(&q, next);
+    return next;
+}
+
 /* "031": in this order they are taken. */
 static void taken(const char *order)
 {
     for (; *order; order++)
-        ck_assert_int_eq(mp_queue_take(&q) - e, *order - '0');
-    ck_assert_ptr_null(mp_queue_take(&q));
+        ck_assert_int_eq(take() - e, *order - '0');
+    ck_assert_ptr_null(take());
     ck_assert_uint_eq(q.n, 0);
 }
 
@@ -57,6 +66,24 @@ START_TEST(clients_take_turns)
 }
 END_TEST
 
+/* One that stays, as it has several pictures, takes turns like others, and is
+ * the first of its client. */
+START_TEST(several_turns)
+{
+    mp_queue_init(&q, 8);
+    put(0, 5, 1, 0);
+    put(1, 5, 1, 0);
+    put(2, 5, 2, 0);
+    put(3, 5, 2, 0);
+    ck_assert_ptr_eq(mp_queue_next(&q), &e[0]);
+    ck_assert_ptr_eq(take(), &e[2]);
+    ck_assert_ptr_eq(mp_queue_next(&q), &e[0]);
+    ck_assert_uint_eq(q.n, 3);
+    ck_assert_ptr_eq(mp_queue_next(&q), &e[3]);
+    taken("031");
+}
+END_TEST
+
 START_TEST(full)
 {
     mp_queue_init(&q, 2);
@@ -83,7 +110,7 @@ START_TEST(many_clients)
         ck_assert_int_eq(mp_queue_put(&q, &many[i]), 0);
     }
     for (int i = 0; i < 2 * MP_QUEUE_CLIENTS; i++)
-        got[mp_queue_take(&q) - many]++;
+        got[take() - many]++;
     for (int i = 0; i < 2 * MP_QUEUE_CLIENTS; i++)
         ck_assert_int_eq(got[i], 1);
 }
@@ -99,6 +126,7 @@ int main(void)
     tcase_add_test(c, old_first);
     tcase_add_test(c, urgent_first);
     tcase_add_test(c, clients_take_turns);
+    tcase_add_test(c, several_turns);
     tcase_add_test(c, full);
     tcase_add_test(c, many_clients);
     suite_add_tcase(s, c);

@@ -13,17 +13,38 @@ struct conf {
     double seconds;
 };
 
-enum { NONE, SEGFAULT, ABORT, EXIT, FPE, SPIN, SLEEP, FAIL };
+enum { NONE, SEGFAULT, ABORT, EXIT, FPE, SPIN, SLEEP, FAIL, OVERRUN, LEAK };
 enum { VIEWS, DECODE };
 
 static const struct mp_option options[] = {
     {"fault", MP_OPT_CHOICE, offsetof(struct conf, fault), "none", 0, 0,
-     "none segfault abort exit fpe spin sleep fail", NULL, "What to do"},
+     "none segfault abort exit fpe spin sleep fail overrun leak", NULL,
+     "What to do"},
     {"place", MP_OPT_CHOICE, offsetof(struct conf, place), "views", 0, 0,
      "views decode", NULL, "Where"},
     {"seconds", MP_OPT_FLOAT, offsetof(struct conf, seconds), "0.2", 0, 60,
      NULL, "s", "How long to sleep"},
     {0}};
+
+/* A piece of a gigabyte at a time, as leaks go. */
+static int leak(struct mp_error *err)
+{
+    for (int i = 0; i < 1024; i++) {
+        char *piece = malloc(1 << 20);
+
+        if (!piece)
+            return mp_fail(err, MP_ENOMEM, "out of memory");
+        *(volatile char *)piece = 1;
+    }
+    return 0;
+}
+
+/* Beyond the end of what was given, as far as there is memory. */
+static void overrun(struct mp_view *view, size_t cap)
+{
+    for (volatile char *p = (char *)(view + cap); cap; p++)
+        *p = 'x';
+}
 
 static int misbehave(const struct conf *c, int place, struct mp_error *err)
 {
@@ -55,6 +76,8 @@ static int misbehave(const struct conf *c, int place, struct mp_error *err)
     case FAIL:
         return mp_fail(err, MP_EINVAL,
                        "/a/folder/file.bin: as it was told, of (/etc/x)");
+    case LEAK:
+        return leak(err);
     default:
         break;
     }
@@ -67,6 +90,8 @@ static long views(const void *conf, const struct mp_image *img,
     int rc = misbehave(conf, VIEWS, err);
 
     (void)img;
+    if (((const struct conf *)conf)->fault == OVERRUN)
+        overrun(view, cap);
     if (cap)
         *view =
             (struct mp_view){.scaled_w = 16, .scaled_h = 16, .w = 16, .h = 16};

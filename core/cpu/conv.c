@@ -50,12 +50,11 @@ struct cpu_way {
     /* The primitive makes f32 products only: the rest is finish's. */
     int bare;
     /* The result from what the primitive gives in its place. */
-    void (*finish)(const struct mp_plan *plan, size_t i, char *arena,
-                   const void *z);
+    void (*finish)(const struct mp_plan *plan, size_t i, const void *z);
     size_t (*scratch)(const struct mp_plan *plan, size_t i); /* for it */
     /* Or a kernel of ours in the primitive's place, with scratch for that. */
     const char *name;
-    void (*run)(const struct mp_plan *plan, size_t i, char *arena);
+    void (*run)(const struct mp_plan *plan, size_t i);
 };
 
 static int is_twos(const struct shape *q)
@@ -75,15 +74,14 @@ static void as_product(struct shape *q)
 }
 
 /* z: N,H,W,(2,2,K) -> N,2H,2W,K */
-static void spread(const struct mp_plan *plan, size_t i, char *arena,
-                   const void *from)
+static void spread(const struct mp_plan *plan, size_t i, const void *from)
 {
     const struct mp_value *x = &plan->value[plan->step[i].in[0]];
     const struct mp_value *y = &plan->value[plan->step[i].out];
     size_t k = (size_t)y->dim[3] * mp_dtype_size(y->dtype);
     int64_t n = x->dim[0] * x->dim[1], w = x->dim[2];
     const char *z = from;
-    char *out = arena + y->offset;
+    char *out = plan->at[plan->step[i].out];
 
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n; row++)
@@ -135,21 +133,19 @@ static void add_taps_row(float *out, const float *z, const float *bias,
     }
 }
 
-/* Where input k lies: with the constants or in the arena. */
-static const void *input(const struct mp_plan *plan, size_t i, int k,
-                         const char *arena)
+/* Where input k lies: with the constants or in memory. */
+static const void *input(const struct mp_plan *plan, size_t i, int k)
 {
     const struct cpu_step *c = &plan->cpu[i];
 
     if (c->constant[k])
         return c->constant[k]->data;
-    return arena + plan->value[plan->step[i].in[k]].offset;
+    return plan->at[plan->step[i].in[k]];
 }
 
-static struct k_in operand(const struct mp_plan *plan, size_t i, int k,
-                           const char *arena)
+static struct k_in operand(const struct mp_plan *plan, size_t i, int k)
 {
-    return (struct k_in){input(plan, i, k, arena),
+    return (struct k_in){input(plan, i, k),
                          plan->cpu[i].constant[k]
                              ? MP_F32
                              : plan->value[plan->step[i].in[k]].dtype};
@@ -165,11 +161,9 @@ static size_t sum_scratch(const struct mp_plan *plan, size_t i)
     return plan->value[plan->step[i].out].count * sizeof(float);
 }
 
-static void add_after(const struct mp_plan *plan, size_t i, struct k_in x,
-                      char *arena);
+static void add_after(const struct mp_plan *plan, size_t i, struct k_in x);
 
-static void add_taps(const struct mp_plan *plan, size_t i, char *arena,
-                     const void *from)
+static void add_taps(const struct mp_plan *plan, size_t i, const void *from)
 {
     const struct mp_step *s = &plan->step[i];
     const int64_t *x = plan->value[s->in[0]].dim, *y = plan->value[s->out].dim;
@@ -184,7 +178,7 @@ static void add_taps(const struct mp_plan *plan, size_t i, char *arena,
         add_taps_row(sum + at * row, z + at / y[1] * picture,
                      bias ? bias->data : NULL, &s->attr.conv, x, y, w,
                      at % y[1]);
-    add_after(plan, i, (struct k_in){sum, MP_F32}, arena);
+    add_after(plan, i, (struct k_in){sum, MP_F32});
 }
 
 /* Products of a map that is enlarged before: fewer if they are taken first. */
@@ -218,16 +212,15 @@ static size_t enlarge_scratch(const struct mp_plan *plan, size_t i)
     return k_enlarge_scratch(&a, plan->device->threads);
 }
 
-static void enlarge(const struct mp_plan *plan, size_t i, char *arena,
-                    const void *z)
+static void enlarge(const struct mp_plan *plan, size_t i, const void *z)
 {
     const struct mp_step *s = &plan->step[i];
     const struct mp_value *y = &plan->value[s->out];
     struct k_enlarge a = enlarge_of(plan, i);
 
-    k_enlarge(&a, (struct k_out){arena + y->offset, y->dtype}, z,
-              has(s, 2) ? input(plan, i, 2, arena) : NULL,
-              has(s, 3) ? operand(plan, i, 3, arena) : (struct k_in){0},
+    k_enlarge(&a, (struct k_out){plan->at[s->out], y->dtype}, z,
+              has(s, 2) ? input(plan, i, 2) : NULL,
+              has(s, 3) ? operand(plan, i, 3) : (struct k_in){0},
               (char *)plan->scratch + plan->cpu[i].finish_at);
 }
 
@@ -325,17 +318,15 @@ static size_t blocks_scratch(const struct mp_plan *plan, size_t i)
     return k_conv_scratch(&a, plan->device->threads);
 }
 
-static void run_blocks(const struct mp_plan *plan, size_t i, char *arena)
+static void run_blocks(const struct mp_plan *plan, size_t i)
 {
     const struct mp_step *s = &plan->step[i];
     const struct mp_value *y = &plan->value[s->out];
     struct k_conv a = conv_of(plan, i);
 
-    k_conv(&a, (struct k_out){arena + y->offset, y->dtype},
-           operand(plan, i, 0, arena), input(plan, i, 1, arena),
-           has(s, 2) ? input(plan, i, 2, arena) : NULL,
-           has(s, 3) ? operand(plan, i, 3, arena) : (struct k_in){0},
-           plan->scratch);
+    k_conv(&a, (struct k_out){plan->at[s->out], y->dtype}, operand(plan, i, 0),
+           input(plan, i, 1), has(s, 2) ? input(plan, i, 2) : NULL,
+           has(s, 3) ? operand(plan, i, 3) : (struct k_in){0}, plan->scratch);
 }
 
 static int is_any(const struct shape *q)
@@ -564,7 +555,7 @@ static dnnl_status_t memory(dnnl_memory_t *m, dn_desc d,
     return dnnl_memory_create(m, d, plan->device->engine, at);
 }
 
-/* Weights from the arena: reordered into scratch memory at every run. */
+/* Weights that are no constants: reordered into scratch memory at every run. */
 static int variable_weights(struct cpu_step *c, struct mp_plan *plan,
                             dn_desc plain, dn_desc want, struct mp_error *err)
 {
@@ -722,7 +713,8 @@ static dnnl_status_t design(dnnl_primitive_desc_t *pd, struct descs *d,
     if (st == dnnl_success && c->add_after)
         st = primitive_desc(pd, plan, q, d, bias, 0, MP_ACT_NONE);
     c->copy_residual = has(s, 3) && !c->add_after &&
-                       (c->constant[3] || v[s->in[3]].offset != y->offset);
+                       (c->constant[3] || v[s->in[3]].place != y->place ||
+                        v[s->in[3]].offset != y->offset);
     return st;
 }
 
@@ -799,16 +791,16 @@ void cpu_conv_free(struct cpu_step *c)
 }
 
 /* The input as the primitive takes it. */
-static void *source(const struct mp_plan *plan, size_t i, const char *arena)
+static void *source(const struct mp_plan *plan, size_t i)
 {
     const struct cpu_step *c = &plan->cpu[i];
     int64_t n = (int64_t)plan->value[plan->step[i].in[0]].count;
     char *narrow = (char *)plan->scratch + c->narrow_at;
 
     if (!c->narrow)
-        return (void *)input(plan, i, 0, arena);
+        return (void *)input(plan, i, 0);
     k_copy((struct k_out){narrow, MP_BF16}, n,
-           (struct k_in){input(plan, i, 0, arena), MP_F32}, n, 1, n);
+           (struct k_in){input(plan, i, 0), MP_F32}, n, 1, n);
     return narrow;
 }
 
@@ -821,41 +813,38 @@ static dnnl_status_t execute(const struct mp_plan *plan, dnnl_primitive_t prim,
     return st == dnnl_success ? dnnl_stream_wait(plan->device->stream) : st;
 }
 
-static dnnl_status_t unpack(const struct mp_plan *plan, size_t i,
-                            const char *arena)
+static dnnl_status_t unpack(const struct mp_plan *plan, size_t i)
 {
     const struct cpu_step *c = &plan->cpu[i];
     const dnnl_exec_arg_t arg[2] = {{DNNL_ARG_FROM, c->plain},
                                     {DNNL_ARG_TO, c->weights}};
 
-    dnnl_memory_set_data_handle(c->plain, (void *)input(plan, i, 1, arena));
+    dnnl_memory_set_data_handle(c->plain, (void *)input(plan, i, 1));
     dnnl_memory_set_data_handle(c->weights,
                                 (char *)plan->scratch + c->weights_at);
     return execute(plan, c->unpack, 2, arg);
 }
 
 /* The residual, if there is one, and the activation. */
-static void add_after(const struct mp_plan *plan, size_t i, struct k_in x,
-                      char *arena)
+static void add_after(const struct mp_plan *plan, size_t i, struct k_in x)
 {
     const struct mp_step *s = &plan->step[i];
     const struct mp_value *y = &plan->value[s->out];
-    struct k_out out = {arena + y->offset, y->dtype};
+    struct k_out out = {plan->at[s->out], y->dtype};
     int64_t n = (int64_t)y->count;
 
     if (has(s, 3))
-        k_add(out, x, operand(plan, i, 3, arena), 1, &n, 1, &n, s->attr.act);
+        k_add(out, x, operand(plan, i, 3), 1, &n, 1, &n, s->attr.act);
     else
         k_act(out, x, n, s->attr.act);
 }
 
-int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
-                 struct mp_error *err)
+int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err)
 {
     const struct mp_step *s = &plan->step[i];
     const struct cpu_step *c = &plan->cpu[i];
     const struct mp_value *y = &plan->value[s->out];
-    char *scratch = plan->scratch, *out = arena + y->offset;
+    char *scratch = plan->scratch, *out = plan->at[s->out];
     char *result =
         c->way->finish || c->add_after ? scratch + c->result_at : out;
     int64_t n = (int64_t)y->count;
@@ -867,24 +856,23 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
     dnnl_status_t st = dnnl_success;
 
     if (c->way->run) {
-        c->way->run(plan, i, arena);
+        c->way->run(plan, i);
         return 0;
     }
-    dnnl_memory_set_data_handle(c->src, source(plan, i, arena));
+    dnnl_memory_set_data_handle(c->src, source(plan, i));
     dnnl_memory_set_data_handle(c->pad, scratch);
     dnnl_memory_set_data_handle(c->dst, result);
     if (c->unpack)
-        st = unpack(plan, i, arena);
+        st = unpack(plan, i);
     if (c->bias && !c->constant[2])
-        dnnl_memory_set_data_handle(c->bias, (void *)input(plan, i, 2, arena));
+        dnnl_memory_set_data_handle(c->bias, (void *)input(plan, i, 2));
     if (c->copy_residual)
-        k_copy((struct k_out){out, y->dtype}, n, operand(plan, i, 3, arena), n,
-               1, n);
+        k_copy((struct k_out){out, y->dtype}, n, operand(plan, i, 3), n, 1, n);
     if (st == dnnl_success)
         st = execute(plan, c->prim, c->bias ? 5 : 4, arg);
     if (c->way->finish)
-        c->way->finish(plan, i, arena, result);
+        c->way->finish(plan, i, result);
     else if (c->add_after)
-        add_after(plan, i, (struct k_in){result, y->dtype}, arena);
+        add_after(plan, i, (struct k_in){result, y->dtype});
     return cpu_status(st, c->name, err);
 }

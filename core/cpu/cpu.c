@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* cpu.c - the backend: the device, packed constants, plans. */
+#include <malloc.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -118,12 +119,38 @@ static void *get_memory(size_t bytes)
     return p;
 }
 
+/* What a new process could have without swapping. */
+static uint64_t free_memory(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    unsigned long long kib = 0;
+    char line[128];
+
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (uint64_t)kib << 10;
+}
+
+static int cpu_memory(struct mp_device *d, struct mp_device_memory *out,
+                      struct mp_error *err)
+{
+    (void)err;
+    out->total =
+        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    out->free = free_memory();
+    out->ours = d->allocated + d->store.bytes;
+    return 0;
+}
+
 static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                      struct mp_error *err)
 {
     void *p = get_memory(bytes);
 
-    (void)d;
+    d->allocated += malloc_usable_size(p);
     *out = (mp_addr)(uintptr_t)p;
     return p ? 0
              : mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for activations",
@@ -132,7 +159,7 @@ static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
 
 static void cpu_free(struct mp_device *d, mp_addr a)
 {
-    (void)d;
+    d->allocated -= malloc_usable_size((void *)(uintptr_t)a);
     free((void *)(uintptr_t)a);
 }
 
@@ -145,12 +172,24 @@ static int cpu_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
     return 0;
 }
 
+static int cpu_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+                    struct mp_error *err)
+{
+    return cpu_put(d, dst, (const void *)(uintptr_t)src, n, err);
+}
+
 static int cpu_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-                   struct mp_error *err)
+                   uint64_t *ticket, struct mp_error *err)
+{
+    *ticket = 0;
+    return cpu_copy(d, (mp_addr)(uintptr_t)dst, src, n, err);
+}
+
+static int cpu_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
 {
     (void)d;
+    (void)ticket;
     (void)err;
-    memcpy(dst, (const void *)(uintptr_t)src, n);
     return 0;
 }
 
@@ -391,11 +430,12 @@ static void cpu_plan_free(struct mp_plan *plan)
         cpu_conv_free(&plan->cpu[i]);
     for (size_t i = 0; i < plan->nuse; i++)
         drop(plan->device, plan->use[i]);
+    cpu_free(plan->device, (mp_addr)(uintptr_t)plan->scratch);
     free(plan->use);
     free(plan->cpu);
+    free(plan->at);
     free(plan->value);
     free(plan->step);
-    free(plan->scratch);
     free(plan);
 }
 
@@ -413,7 +453,8 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     plan->value = malloc((p->nvalue + 1) * sizeof *plan->value);
     plan->step = malloc((p->nstep + 1) * sizeof *plan->step);
     plan->cpu = calloc(p->nstep + 1, sizeof *plan->cpu);
-    if (!plan->value || !plan->step || !plan->cpu) {
+    plan->at = calloc(p->nvalue + 1, sizeof *plan->at);
+    if (!plan->value || !plan->step || !plan->cpu || !plan->at) {
         cpu_plan_free(plan);
         return mp_fail(err, MP_ENOMEM, "out of memory");
     }
@@ -430,6 +471,7 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     omp_set_num_threads(before);
     if (!rc && plan->scratch_bytes) {
         plan->scratch = get_memory(plan->scratch_bytes);
+        d->allocated += malloc_usable_size(plan->scratch);
         if (!plan->scratch)
             rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB of scratch",
                          plan->scratch_bytes >> 20);
@@ -450,18 +492,32 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int cpu_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-                   struct mp_error *err)
+static void find_values(struct mp_plan *plan, mp_addr arena,
+                        const mp_addr *outside)
+{
+    for (size_t i = 0; i < plan->nvalue; i++) {
+        const struct mp_value *v = &plan->value[i];
+
+        if (v->place == MP_ARENA)
+            plan->at[i] = (void *)(uintptr_t)(arena + v->offset);
+        else if (v->place == MP_OUTSIDE)
+            plan->at[i] = (void *)(uintptr_t)outside[v->offset];
+    }
+}
+
+static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+                   double *seconds, struct mp_error *err)
 {
     int before = omp_get_max_threads(), rc = 0;
     double last = seconds ? now() : 0;
 
+    find_values(plan, arena, outside);
     omp_set_num_threads(plan->device->threads);
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         if (plan->cpu[i].way)
-            rc = cpu_conv_run(plan, i, (char *)(uintptr_t)arena, err);
+            rc = cpu_conv_run(plan, i, err);
         else
-            cpu_own_run(plan, i, (char *)(uintptr_t)arena);
+            cpu_own_run(plan, i);
         if (seconds) {
             double t = now();
 
@@ -484,6 +540,7 @@ const struct mp_backend mp_backend_cpu = {
     .name = "cpu",
     .summary = "oneDNN and OpenMP on the processor",
     .wide_sums = 1,
+    .host = 1,
     .commutes = 1,
     .probe = cpu_probe,
     .info = cpu_info,
@@ -491,10 +548,13 @@ const struct mp_backend mp_backend_cpu = {
     .close = cpu_close,
     .best = cpu_best,
     .supports = cpu_supports,
+    .memory = cpu_memory,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .put = cpu_put,
+    .copy = cpu_copy,
     .get = cpu_get,
+    .wait = cpu_wait,
     .compile = cpu_compile,
     .run = cpu_run,
     .kernel = cpu_kernel_name,

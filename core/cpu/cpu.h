@@ -43,6 +43,7 @@ struct mp_device {
     dnnl_engine_t engine;
     dnnl_stream_t stream;
     int threads;
+    size_t allocated;            /* bytes, but for constants */
     struct packed *packed[1024]; /* by key */
     struct store store;
 };
@@ -75,6 +76,7 @@ struct mp_plan {
     struct mp_value *value;
     struct mp_step *step;
     struct cpu_step *cpu;
+    void **at; /* per value: where it lies in this run; not of constants */
     struct packed **use; /* what this plan keeps */
     size_t nuse;
     size_t scratch_bytes;
@@ -84,14 +86,13 @@ struct mp_plan {
 /* CONV2D and DECONV2D: fill s for step i of the program. */
 int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                      struct mp_error *err);
-int cpu_conv_run(const struct mp_plan *plan, size_t i, char *arena,
-                 struct mp_error *err);
+int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err);
 void cpu_conv_free(struct cpu_step *s);
 
 /* All other steps. */
 int cpu_own_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                     struct mp_error *err);
-void cpu_own_run(const struct mp_plan *plan, size_t i, char *arena);
+void cpu_own_run(const struct mp_plan *plan, size_t i);
 
 /* The constant of this value, from the device or packed now: in layout want,
  * whose plain form is `plain`; or as plain f32 (both NULL). */

@@ -8,7 +8,7 @@ struct call {
     const struct mp_step *s;
     const struct mp_value *v;
     const struct cpu_step *c;
-    char *arena;
+    void *const *at;
     void *scratch;
     int threads;
 };
@@ -24,15 +24,14 @@ static struct k_in in(const struct call *k, int i)
 
     if (c)
         return (struct k_in){c->data, c->type};
-    return (struct k_in){k->arena + in_value(k, i)->offset,
-                         in_value(k, i)->dtype};
+    return (struct k_in){k->at[k->s->in[i]], in_value(k, i)->dtype};
 }
 
 static struct k_out out(const struct call *k)
 {
     const struct mp_value *y = &k->v[k->s->out];
 
-    return (struct k_out){k->arena + y->offset, y->dtype};
+    return (struct k_out){k->at[k->s->out], y->dtype};
 }
 
 static int64_t last(const struct mp_value *v)
@@ -322,11 +321,11 @@ int cpu_own_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
     return rc;
 }
 
-void cpu_own_run(const struct mp_plan *plan, size_t i, char *arena)
+void cpu_own_run(const struct mp_plan *plan, size_t i)
 {
     const struct mp_step *s = &plan->step[i];
-    struct call k = {s,     plan->value,   &plan->cpu[i],
-                     arena, plan->scratch, plan->device->threads};
+    struct call k = {s,        plan->value,   &plan->cpu[i],
+                     plan->at, plan->scratch, plan->device->threads};
 
     table[s->op].run(&k);
 }

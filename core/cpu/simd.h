@@ -4,7 +4,8 @@
  * instruction sets and chosen at run time, element types as f32, and the
  * functions of a number that compilers can vectorise.
  *
- * For use by core/cpu/, and by others for K_MULTI. All of it is inline.
+ * For use by core/cpu/, and by others for K_MULTI and K_INLINE. All of it is
+ * inline.
  */
 #ifndef CPU_SIMD_H
 #define CPU_SIMD_H

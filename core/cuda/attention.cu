@@ -10,7 +10,9 @@
 
 /* Lanes are keys while q k^T is taken, and channels while the result is: the
  * probabilities go from lane to lane. Wider heads than ACROSS lanes of this
- * many channels take several rounds, each with its own products. */
+ * many channels take several rounds, each with its own products. Keys are added
+ * up 32 at a time, and those sums then: one chain of additions over all keys
+ * would cost digits. */
 #define ACROSS 16
 
 static DEV void do_attention(const g_attention &a)
@@ -36,7 +38,7 @@ static DEV void do_attention(const g_attention &a)
 
         for (uint32_t j0 = 0; j0 < a.s; j0 += 32) {
             uint32_t keys = a.s - j0 < 32 ? a.s - j0 : 32;
-            float dot = 0, p, was = most, v;
+            float dot = 0, p, was = most, v, part[ACROSS] = {};
 
             for (uint32_t e = 0; e < a.d && lane < keys; e++) {
                 load<1>(&v, a.k, kv + (j0 + lane) * c + e);
@@ -47,9 +49,6 @@ static DEV void do_attention(const g_attention &a)
             p = expf(dot - most);
             was = expf(was - most);
             total = total * was + warp_sum(p);
-#pragma unroll
-            for (int i = 0; i < ACROSS; i++)
-                y[i] *= was;
             for (uint32_t j = 0; j < keys; j++) {
                 float pj = __shfl_sync(ALL_LANES, p, j);
 
@@ -59,10 +58,13 @@ static DEV void do_attention(const g_attention &a)
 
                     if (e < a.d) {
                         load<1>(&v, a.v, kv + (j0 + j) * c + e);
-                        y[i] += pj * v;
+                        part[i] += pj * v;
                     }
                 }
             }
+#pragma unroll
+            for (int i = 0; i < ACROSS; i++)
+                y[i] = y[i] * was + part[i];
         }
 #pragma unroll
         for (int i = 0; i < ACROSS; i++) {
@@ -77,35 +79,41 @@ static DEV void do_attention(const g_attention &a)
 
 /* ---- 16 bits: flash attention on tensor cores ---- */
 
-/* A block of 4 warps takes 64 queries of a head, a warp 16 of them, KEYS keys
- * at a time. D is the head width, DV the part of it that this block computes
- * of the result, both rounded up to 16; what they are too wide is zeros. Rows
- * in shared memory are 8 elements longer than D (DV): then the eight rows
- * that an ldmatrix reads lie in different banks. Queries stay in registers
- * where they fit (WIDE: they do not).
+/* A block of 4 warps takes 64 QT queries of a head, a warp QT times 16 of
+ * them, KEYS keys at a time. What is read of keys and values from shared memory
+ * serves all of a warp's queries: with QT 1 that reading takes longest, with QT
+ * 2 there are half as many blocks. Which it is changes no result.
  *
- * Keys and values are copied one tile ahead: k of the next tile while this
- * tile's v is used, v while its k is. */
-template <class T, int D, int DV, int KEYS, bool WIDE>
+ * D is the head width, DV the part of it that this block computes of the
+ * result, both rounded up to 16; what they are too wide is zeros. Rows in
+ * shared memory are 8 elements longer than D (DV): then the eight rows that an
+ * ldmatrix reads lie in different banks. Queries stay in registers where they
+ * fit (WIDE: they do not).
+ *
+ * With STAGES 2, keys and values of the next tile are copied while these are
+ * used; widest heads leave no room for that. */
+template <class T, int D, int DV, int KEYS, int QT, int STAGES, bool WIDE>
 static DEV void do_flash(const g_attention &a)
 {
     constexpr int KROW = D + 8, VROW = DV + 8, NK = KEYS / 8, NV = DV / 8;
-    DYNAMIC_SHARED(uint16_t, tile_k);
-    uint16_t *tile_v = tile_k + KEYS * KROW, *tile_q = tile_v + KEYS * VROW;
+    constexpr int QUERIES = GPU_FLASH_QUERIES * QT;
+    constexpr int STAGE = KEYS * (KROW + VROW);
+    DYNAMIC_SHARED(uint16_t, tiles);
+    /* in the second stage's place at first, unless they are to stay */
+    uint16_t *tile_q = tiles + (WIDE ? STAGES : 1) * STAGE;
     uint32_t slices = (a.d + DV - 1) / DV, head = blockIdx.y / slices;
     uint32_t slice = blockIdx.y % slices * DV, c = a.heads * a.d;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t q0 = blockIdx.x * GPU_FLASH_QUERIES;
+    uint32_t q0 = blockIdx.x * QUERIES;
     uint32_t kv = blockIdx.z * a.kv_batch + head * a.d;
     uint32_t qy = blockIdx.z * a.t * c + head * a.d;
     const uint16_t *qp = (const uint16_t *)a.q.p + qy;
     const uint16_t *kp = (const uint16_t *)a.k.p + kv;
     const uint16_t *vp = (const uint16_t *)a.v.p + kv + slice;
-    /* exp2 takes one instruction; its argument is scaled by log2 e. */
+    /* 2^x takes one instruction; its argument is scaled by log2 e. */
     float scale = a.scale * 1.44269504f;
-    float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
-    float y[NV][4] = {};
-    uint32_t fq[WIDE ? 1 : D / 16][4];
+    float most[QT][2], total[QT][2] = {}, y[QT][NV][4] = {};
+    uint32_t fq[QT][WIDE ? 1 : D / 16][4];
 
     /* Rows of `width` channels, of which `have` are there. */
     auto fetch = [&](uint16_t *to, const uint16_t *from, uint32_t first,
@@ -119,35 +127,48 @@ static DEV void do_flash(const g_attention &a)
             copy_async(to + row * (width + 8) + e,
                        from + (there ? (first + row) * c + e : 0), there);
         }
+    };
+    auto fetch_tile = [&](uint32_t j) {
+        uint16_t *to = tiles + j / KEYS % STAGES * STAGE;
+
+        fetch(to, kp, j, a.s, KEYS, D, a.d);
+        fetch(to + KEYS * KROW, vp, j, a.s, KEYS, DV, a.d - slice);
         copy_commit();
     };
-    auto load_q = [&](uint32_t *f, int k) {
-        const uint16_t *tile = WIDE ? tile_q : tile_k;
-
-        ldmatrix(f, tile + (warp * 16 + lane % 16) * KROW + k * 16 +
-                        lane / 16 * 8);
+    auto load_q = [&](uint32_t *f, int q, int k) {
+        ldmatrix(f, tile_q + ((warp * QT + q) * 16 + lane % 16) * KROW +
+                        k * 16 + lane / 16 * 8);
     };
 
-    fetch(WIDE ? tile_q : tile_k, qp, q0, a.t, GPU_FLASH_QUERIES, D, a.d);
-    if (!WIDE) { /* through the place of the keys */
-        copy_wait<0>();
-        __syncthreads();
 #pragma unroll
-        for (int k = 0; k < D / 16; k++)
-            load_q(fq[WIDE ? 0 : k], k);
-        __syncthreads();
-    }
-    fetch(tile_k, kp, 0, a.s, KEYS, D, a.d);
-    for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
-        float p[NK][4] = {};
-
-        fetch(tile_v, vp, j0, a.s, KEYS, DV, a.d - slice);
+    for (int q = 0; q < QT; q++)
+        most[q][0] = most[q][1] = -INFINITY;
+    fetch(tile_q, qp, q0, a.t, QUERIES, D, a.d);
+    copy_commit();
+    fetch_tile(0);
+    if (!WIDE) {
         copy_wait<1>();
         __syncthreads();
 #pragma unroll
+        for (int i = 0; i < QT * D / 16; i++)
+            load_q(fq[i / (D / 16)][WIDE ? 0 : i % (D / 16)], i / (D / 16),
+                   i % (D / 16));
+    }
+    for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
+        const uint16_t *tile_k = tiles + j0 / KEYS % STAGES * STAGE;
+        const uint16_t *tile_v = tile_k + KEYS * KROW;
+        float p[QT][NK][4] = {};
+
+        copy_wait<0>();
+        __syncthreads(); /* all see this tile, and are done with the last */
+        if (STAGES == 2 && j0 + KEYS < a.s)
+            fetch_tile(j0 + KEYS);
+#pragma unroll
         for (int k = 0; k < D / 16; k++) {
             if (WIDE)
-                load_q(fq[0], k);
+#pragma unroll
+                for (int q = 0; q < QT; q++)
+                    load_q(fq[q][0], q, k);
 #pragma unroll
             for (int n = 0; n < NK / 2; n++) {
                 uint32_t fk[4];
@@ -155,58 +176,56 @@ static DEV void do_flash(const g_attention &a)
                 ldmatrix(fk, tile_k +
                                  (n * 16 + lane / 16 * 8 + lane % 8) * KROW +
                                  k * 16 + lane / 8 % 2 * 8);
-                T::mma(p[2 * n], fq[WIDE ? 0 : k], fk);
-                T::mma(p[2 * n + 1], fq[WIDE ? 0 : k], fk + 2);
+#pragma unroll
+                for (int q = 0; q < QT; q++) {
+                    T::mma(p[q][2 * n], fq[q][WIDE ? 0 : k], fk);
+                    T::mma(p[q][2 * n + 1], fq[q][WIDE ? 0 : k], fk + 2);
+                }
             }
         }
-        __syncthreads();
-        if (j0 + KEYS < a.s)
-            fetch(tile_k, kp, j0 + KEYS, a.s, KEYS, D, a.d);
-        else
-            copy_commit(); /* so that the count below is right */
-            /* This thread holds parts of rows lane / 4 (h = 0) and 8 further;
-             * four lanes share a row. */
+        if (j0 + KEYS > a.s)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float now = most[h], sum = 0, was;
+            for (int i = 0; i < QT * NK * 4; i++)
+                if (j0 + i / 4 % NK * 8 + lane % 4 * 2 + i % 2 >= a.s)
+                    p[i / 4 / NK][i / 4 % NK][i % 4] = -INFINITY;
+                    /* This thread holds parts of rows lane / 4 (h = 0) and 8
+                     * further; four lanes share a row. */
+#pragma unroll
+        for (int i = 0; i < 2 * QT; i++) {
+            int q = i / 2, h = i % 2;
+            float now = most[q][h], sum = 0, was, least;
 
 #pragma unroll
-            for (int n = 0; n < 2 * NK; n++) {
-                float *v = &p[n / 2][2 * h + n % 2];
-                uint32_t key = j0 + n / 2 * 8 + lane % 4 * 2 + n % 2;
-
-                *v = key < a.s ? *v * scale : -INFINITY;
-                now = fmaxf(now, *v);
-            }
+            for (int n = 0; n < 2 * NK; n++)
+                now = fmaxf(now, p[q][n / 2][2 * h + n % 2]);
             now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
             now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
-            was = exp2f(most[h] - now);
-            most[h] = now;
+            was = exp2_fast((most[q][h] - now) * scale);
+            most[q][h] = now;
+            least = -now * scale;
 #pragma unroll
             for (int n = 0; n < 2 * NK; n++) {
-                float *v = &p[n / 2][2 * h + n % 2];
+                float *v = &p[q][n / 2][2 * h + n % 2];
 
-                *v = exp2f(*v - now);
+                *v = exp2_fast(fmaf(*v, scale, least));
                 sum += *v;
             }
-            total[h] = total[h] * was + sum;
+            total[q][h] = total[q][h] * was + sum;
 #pragma unroll
             for (int n = 0; n < NV; n++) {
-                y[n][2 * h] *= was;
-                y[n][2 * h + 1] *= was;
+                y[q][n][2 * h] *= was;
+                y[q][n][2 * h + 1] *= was;
             }
         }
-        copy_wait<1>();
-        __syncthreads();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
-            uint32_t fp[4];
+            uint32_t fp[QT][4];
 
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *v = p[2 * k + i / 2] + i % 2 * 2;
+            for (int i = 0; i < QT * 4; i++) {
+                const float *v = p[i / 4][2 * k + i % 4 / 2] + i % 2 * 2;
 
-                fp[i] = pair(to_half(v[0], T::type), to_half(v[1], T::type));
+                fp[i / 4][i % 4] = to_halves(v[0], v[1], T::type);
             }
 #pragma unroll
             for (int n = 0; n < NV / 2; n++) {
@@ -214,17 +233,24 @@ static DEV void do_flash(const g_attention &a)
 
                 ldmatrix_turned(fv, tile_v + (k * 16 + lane % 16) * VROW +
                                         n * 16 + lane / 16 * 8);
-                T::mma(y[2 * n], fp, fv);
-                T::mma(y[2 * n + 1], fp, fv + 2);
+#pragma unroll
+                for (int q = 0; q < QT; q++) {
+                    T::mma(y[q][2 * n], fp[q], fv);
+                    T::mma(y[q][2 * n + 1], fp[q], fv + 2);
+                }
             }
         }
-        __syncthreads();
+        if (STAGES == 1) {
+            __syncthreads();
+            if (j0 + KEYS < a.s)
+                fetch_tile(j0 + KEYS);
+        }
     }
-    copy_wait<0>();
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        uint32_t row = q0 + warp * 16 + lane / 4 + 8 * h;
-        float all = total[h];
+    for (int i = 0; i < 2 * QT; i++) {
+        int q = i / 2, h = i % 2;
+        uint32_t row = q0 + (warp * QT + q) * 16 + lane / 4 + 8 * h;
+        float all = total[q][h];
 
         all += __shfl_xor_sync(ALL_LANES, all, 1);
         all += __shfl_xor_sync(ALL_LANES, all, 2);
@@ -233,12 +259,10 @@ static DEV void do_flash(const g_attention &a)
 #pragma unroll
         for (int n = 0; n < NV; n++) {
             uint32_t e = slice + n * 8 + lane % 4 * 2;
-            float v[2] = {y[n][2 * h] / all, y[n][2 * h + 1] / all};
+            float v[2] = {y[q][n][2 * h] / all, y[q][n][2 * h + 1] / all};
 
-            if (e < a.d) {
-                store<1>(a.y, qy + row * c + e, v);
-                store<1>(a.y, qy + row * c + e + 1, v + 1);
-            }
+            if (e < a.d)
+                store<2>(a.y, qy + row * c + e, v);
         }
     }
 }
@@ -246,12 +270,16 @@ static DEV void do_flash(const g_attention &a)
 KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
 #define FLASH(type)                                                            \
     KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
-           (do_flash<type, 48, 48, 64, false>(a)))                             \
+           (do_flash<type, 48, 48, 64, 1, 2, false>(a)))                       \
+    KERNEL(flash_##type##_48_2, g_attention, 128, 2,                           \
+           (do_flash<type, 48, 48, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
-           (do_flash<type, 80, 80, 64, false>(a)))                             \
+           (do_flash<type, 80, 80, 64, 1, 2, false>(a)))                       \
+    KERNEL(flash_##type##_80_2, g_attention, 128, 2,                           \
+           (do_flash<type, 80, 80, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_160, g_attention, 128, 2,                            \
-           (do_flash<type, 160, 160, 64, false>(a)))                           \
+           (do_flash<type, 160, 160, 64, 1, 2, false>(a)))                     \
     KERNEL(flash_##type##_512, g_attention, 128, 1,                            \
-           (do_flash<type, 512, 128, 16, true>(a)))
+           (do_flash<type, 512, 128, 16, 1, 1, true>(a)))
 FLASH(bf16)
 FLASH(f16)

@@ -149,7 +149,9 @@ static int takes_any_x(enum gpu_kernel kernel)
 /* Bias and weights that are no constants are laid out at every run. */
 static int prepare_inputs(const struct call *k, const struct mp_program *p)
 {
-    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES : TAPS;
+    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES
+                     : k->c->widen              ? TAPS_8
+                                                : TAPS;
     enum mp_dtype bias = k->c->lib ? k->plan->value[k->s->out].dtype : MP_F32;
     int rc = 0;
 
@@ -178,8 +180,14 @@ int cuda_conv_compile(const struct call *k, const struct mp_program *p)
     int rc;
 
     k->c->type = product_type(k);
-    if (s.k > GPU_THIN)
-        choose_lib(k, &s);
+    if (s.k > GPU_THIN) {
+        struct shape wide = s;
+
+        if (is_16_bits(k->c->type)) /* they want whole accesses */
+            wide.c = cuda_up_to_8(s.c);
+        choose_lib(k, &wide);
+        k->c->widen = k->c->lib && wide.c != s.c;
+    }
     if (k->c->lib) {
         k->c->name = lib_plan_name(k->c->lib);
         k->c->work = reserve(k, lib_plan_work(k->c->lib));
@@ -187,10 +195,13 @@ int cuda_conv_compile(const struct call *k, const struct mp_program *p)
         choose_own(k, &s);
     }
     rc = prepare_inputs(k, p);
-    if (!rc && cuda_in(k, 0).type != (int)k->c->type &&
-        (k->c->lib || !takes_any_x(k->c->kernel))) {
+    if (!rc && (k->c->widen || (cuda_in(k, 0).type != (int)k->c->type &&
+                                (k->c->lib || !takes_any_x(k->c->kernel))))) {
+        size_t pixels = x->count / (size_t)s.c;
+        int64_t c = k->c->widen ? cuda_up_to_8(s.c) : s.c;
+
         k->c->convert_x = 1;
-        k->c->x_at = reserve(k, x->count * mp_dtype_size(k->c->type));
+        k->c->x_at = reserve(k, pixels * (size_t)c * mp_dtype_size(k->c->type));
     }
     return rc;
 }
@@ -226,6 +237,22 @@ static int run_lib(const struct call *k, struct g_in x)
     return rc || act == MP_ACT_NONE
                ? rc
                : cuda_convert(k, out, again, y->count, act);
+}
+
+static int widen(const struct call *k, struct g_out y, struct g_in x,
+                 const struct shape *s)
+{
+    const struct g_copy a = {
+        .y = y,
+        .x = x,
+        .rows = (uint32_t)(cuda_in_value(k, 0)->count / (size_t)s->c),
+        .n = (uint32_t)s->c,
+        .y_row = (uint32_t)cuda_up_to_8(s->c),
+        .x_row = (uint32_t)s->c,
+    };
+
+    return cuda_each(k, GPU_widen_8, GPU_widen_8, 1, (size_t)a.rows * a.y_row,
+                     &a);
 }
 
 static int launch(const struct call *k, const struct g_conv *a)
@@ -319,7 +346,9 @@ int cuda_conv_run(const struct call *k)
     if (k->c->convert_x) {
         struct g_out to = {pointer(scratch(k, k->c->x_at)), k->c->type};
 
-        rc = cuda_convert(k, to, a.x, cuda_in_value(k, 0)->count, MP_ACT_NONE);
+        rc = k->c->widen ? widen(k, to, a.x, &s)
+                         : cuda_convert(k, to, a.x, cuda_in_value(k, 0)->count,
+                                        MP_ACT_NONE);
         a.x = (struct g_in){to.p, to.type};
     }
     if (!rc && k->c->lib)

@@ -22,14 +22,13 @@ int cuda_open(struct mp_device **out, const struct mp_device_conf *conf,
         return no_memory(err);
     d->tf32 = conf->tf32;
     rc = gpu_open(&d->gpu, conf->index, err);
+    if (!rc && conf->autotune)
+        rc = lib_autotune(d->gpu, conf->index, err);
     if (rc) {
+        gpu_close(d->gpu);
         free(d);
         return rc;
     }
-    /* to be taken out by who has seen tests/gpu.sh pass */
-    mp_log(MP_LOG_WARNING, "cuda",
-           "in this release this backend was tested in a simulation, not on a "
-           "GPU: compare its results with those of backend = cpu");
     *out = d;
     return 0;
 }
@@ -60,6 +59,12 @@ int cuda_supports(const struct mp_device *d, enum mp_dtype t,
                    mp_dtype_name(t));
 }
 
+int cuda_memory(struct mp_device *d, struct mp_device_memory *out,
+                struct mp_error *err)
+{
+    return gpu_memory(d->gpu, out, err);
+}
+
 int cuda_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                struct mp_error *err)
 {
@@ -77,10 +82,21 @@ int cuda_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
     return gpu_put(d->gpu, dst, src, n, err);
 }
 
-int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-             struct mp_error *err)
+int cuda_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+              struct mp_error *err)
 {
-    return gpu_get(d->gpu, dst, src, n, err);
+    return gpu_copy(d->gpu, dst, src, n, err);
+}
+
+int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
+             uint64_t *ticket, struct mp_error *err)
+{
+    return gpu_get(d->gpu, dst, src, n, ticket, err);
+}
+
+int cuda_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
+{
+    return gpu_wait(d->gpu, ticket, err);
 }
 
 /* ---- operands ---- */
@@ -127,6 +143,21 @@ int cuda_each(const struct call *k, enum gpu_kernel one, enum gpu_kernel eight,
     return gpu_launch(k->plan->device->gpu, &l, k->err);
 }
 
+int cuda_launch(const struct call *k, enum gpu_kernel kernel, size_t x,
+                size_t y, size_t z, uint32_t threads, size_t shared,
+                const void *arg)
+{
+    const struct gpu_launch l = {
+        .kernel = kernel,
+        .grid = {(uint32_t)x, (uint32_t)y, (uint32_t)z},
+        .threads = threads,
+        .shared = shared,
+        .arg = arg,
+    };
+
+    return gpu_launch(k->plan->device->gpu, &l, k->err);
+}
+
 int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
                  int act)
 {
@@ -158,8 +189,21 @@ static int pack_one(const struct call *k, const struct g_pack *a)
                      (size_t)a->k * a->ty * a->tx * a->c, a);
 }
 
+int64_t cuda_up_to_8(int64_t n)
+{
+    return (n + 7) / 8 * 8;
+}
+
+/* Elements of a constant in this form. */
+static size_t form_count(const struct mp_value *v, enum form form)
+{
+    if (form != TAPS_8)
+        return v->count;
+    return v->count / (size_t)v->dim[1] * (size_t)cuda_up_to_8(v->dim[1]);
+}
+
 static int form_taps(const struct call *k, struct g_out y, struct g_in x,
-                     const struct mp_value *w)
+                     const struct mp_value *w, int64_t c)
 {
     int64_t r = w->ndim == 4 ? w->dim[2] : 1, s = w->ndim == 4 ? w->dim[3] : 1;
     const struct g_pack a = {
@@ -168,7 +212,8 @@ static int form_taps(const struct call *k, struct g_out y, struct g_in x,
         .k = (uint32_t)w->dim[0],
         .ty = (uint32_t)r,
         .tx = (uint32_t)s,
-        .c = (uint32_t)w->dim[1],
+        .c = (uint32_t)c,
+        .have = (uint32_t)w->dim[1],
         .k_step = (int32_t)(w->dim[1] * r * s),
         .ty_step = (int32_t)s,
         .tx_step = 1,
@@ -194,6 +239,7 @@ static int form_phases(const struct call *k, struct g_out y, struct g_in x,
             .ty = (uint32_t)py.taps,
             .tx = (uint32_t)px.taps,
             .c = (uint32_t)c,
+            .have = (uint32_t)c,
             .first = (int32_t)(py.first * s + px.first),
             .k_step = (int32_t)(r * s),
             .ty_step = (int32_t)(-stride * s),
@@ -215,8 +261,10 @@ int cuda_form(const struct call *k, struct g_out y, struct g_in x,
 {
     if (form == PHASES)
         return form_phases(k, y, x, w, stride, pad);
-    return form == TAPS ? form_taps(k, y, x, w)
-                        : cuda_convert(k, y, x, w->count, MP_ACT_NONE);
+    if (form == PLAIN)
+        return cuda_convert(k, y, x, w->count, MP_ACT_NONE);
+    return form_taps(k, y, x, w,
+                     form == TAPS_8 ? cuda_up_to_8(w->dim[1]) : w->dim[1]);
 }
 
 static struct packed **bucket(struct mp_device *d, const uint64_t key[2])
@@ -243,8 +291,9 @@ static int upload(const struct call *k, struct packed *to,
     struct mp_device *d = k->plan->device;
     size_t bytes = v->count * sizeof *data;
     int plain = to->form == PLAIN && to->type == MP_F32;
-    int rc = gpu_alloc(d->gpu, v->count * mp_dtype_size(to->type), "weights",
-                       &to->at, k->err);
+    int rc =
+        gpu_alloc(d->gpu, form_count(v, to->form) * mp_dtype_size(to->type),
+                  "weights", &to->at, k->err);
 
     if (!rc && !plain && d->upload_bytes < bytes) {
         gpu_free(d->gpu, d->upload);
@@ -333,10 +382,12 @@ void cuda_plan_free(struct mp_plan *plan)
 {
     if (!plan)
         return;
-    gpu_wait(plan->device->gpu, NULL);
+    gpu_wait(plan->device->gpu, UINT64_MAX, NULL);
     gpu_graph_free(plan->graph);
-    for (size_t i = 0; plan->cuda && i < plan->nstep; i++)
+    for (size_t i = 0; plan->cuda && i < plan->nstep; i++) {
         lib_plan_free(plan->cuda[i].lib);
+        lib_plan_free(plan->cuda[i].lib2);
+    }
     for (size_t i = 0; i < plan->nuse; i++)
         drop(plan->device, plan->use[i]);
     gpu_free(plan->device->gpu, plan->scratch);
@@ -347,9 +398,30 @@ void cuda_plan_free(struct mp_plan *plan)
     free(plan);
 }
 
-static int is_conv(const struct mp_step *s)
+static int compile_step(const struct call *k, const struct mp_program *p)
 {
-    return s->op == MP_OP_CONV2D || s->op == MP_OP_DECONV2D;
+    switch (k->s->op) {
+    case MP_OP_CONV2D:
+    case MP_OP_DECONV2D:
+        return cuda_conv_compile(k, p);
+    case MP_OP_ATTENTION:
+        return cuda_attention_compile(k, p);
+    default:
+        return cuda_own_compile(k, p);
+    }
+}
+
+static int run_step(const struct call *k)
+{
+    switch (k->s->op) {
+    case MP_OP_CONV2D:
+    case MP_OP_DECONV2D:
+        return cuda_conv_run(k);
+    case MP_OP_ATTENTION:
+        return cuda_attention_run(k);
+    default:
+        return cuda_own_run(k);
+    }
 }
 
 /* Kernels find elements with 32 bits. */
@@ -401,7 +473,7 @@ int cuda_compile(struct mp_device *d, const struct mp_program *p,
     for (size_t i = 0; i < p->nstep && !rc; i++) {
         struct call k = {plan, &plan->step[i], &plan->cuda[i], 0, err};
 
-        rc = is_conv(k.s) ? cuda_conv_compile(&k, p) : cuda_own_compile(&k, p);
+        rc = compile_step(&k, p);
         if (plan->cuda[i].scratch > plan->scratch_bytes)
             plan->scratch_bytes = plan->cuda[i].scratch;
     }
@@ -409,7 +481,8 @@ int cuda_compile(struct mp_device *d, const struct mp_program *p,
         rc = gpu_alloc(d->gpu, plan->scratch_bytes, "work space",
                        &plan->scratch, err);
     if (!rc)
-        rc = gpu_wait(d->gpu, err); /* errors of packing show here */
+        rc =
+            gpu_wait(d->gpu, UINT64_MAX, err); /* errors of packing show here */
     gpu_free(d->gpu, d->upload);
     d->upload = 0;
     d->upload_bytes = 0;
@@ -431,7 +504,7 @@ static int run_steps(struct mp_plan *plan, mp_addr arena, int marks,
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         struct call k = {plan, &plan->step[i], &plan->cuda[i], arena, err};
 
-        rc = is_conv(k.s) ? cuda_conv_run(&k) : cuda_own_run(&k);
+        rc = run_step(&k);
         if (!rc && marks)
             rc = gpu_mark(plan->device->gpu, i + 1, err);
     }
@@ -472,11 +545,12 @@ static int record(struct mp_plan *plan, mp_addr arena, struct mp_error *err)
     return rc ? rc : rc2;
 }
 
-int cuda_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-             struct mp_error *err)
+int cuda_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+             double *seconds, struct mp_error *err)
 {
     struct mp_error why = {0};
 
+    (void)outside; /* there are none */
     if (seconds)
         return run_measured(plan, arena, seconds, err);
     /* The first time a library loads its kernels, which must not happen while

@@ -9,9 +9,10 @@
 /* How a constant is laid out. */
 enum form {
     PLAIN,
-    TAPS,  /* K,C,R,S as K,R,S,C */
-    PHASES /* C,K,R,S of a transposed convolution: for each of stride x stride
-              kinds of result pixels the taps that it sees, as K,R',S',C */
+    TAPS,   /* K,C,R,S as K,R,S,C */
+    TAPS_8, /* and zeros for C up to the next multiple of 8 */
+    PHASES  /* C,K,R,S of a transposed convolution: for each of stride x stride
+               kinds of result pixels the taps that it sees, as K,R',S',C */
 };
 
 /* A constant on the device, in the form that some kernel wants. Kept while a
@@ -39,14 +40,15 @@ struct cuda_step {
     const char *name;                         /* of the kernel */
     const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
     size_t scratch;                           /* bytes */
-    /* convolutions */
-    struct lib_plan *lib; /* or NULL: a kernel of ours */
+    struct lib_plan *lib;                     /* or NULL: a kernel of ours */
+    struct lib_plan *lib2; /* attention: the second product */
     enum gpu_kernel kernel;
-    enum mp_dtype type;            /* of the products */
-    int convert_x;                 /* to that type, first */
-    size_t x_at, w_at, b_at, work; /* in scratch: x so converted, weights and
-                                      bias that are no constants; the
-                                      library's */
+    enum mp_dtype type;      /* of the products */
+    int convert_x;           /* to that type, first; */
+    int widen;               /* and to 8 channels, or a multiple */
+    size_t x_at, w_at, b_at; /* in scratch: x so converted, weights and bias
+                                that are no constants */
+    size_t work;             /* in scratch: the library's */
 };
 
 struct mp_plan {
@@ -84,6 +86,9 @@ struct g_out cuda_out(const struct call *k);
 /* One element, or eight, per thread; to all of n. */
 int cuda_each(const struct call *k, enum gpu_kernel one, enum gpu_kernel eight,
               int by_eight, size_t n, const void *arg);
+int cuda_launch(const struct call *k, enum gpu_kernel kernel, size_t x,
+                size_t y, size_t z, uint32_t threads, size_t shared,
+                const void *arg);
 /* Convert n elements. */
 int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
                  int act);
@@ -91,6 +96,8 @@ int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
 /* The constant of input i in this form: the device's, or packed now. */
 int cuda_pack(const struct call *k, const struct mp_program *p, int i,
               enum form form, enum mp_dtype type);
+/* The next multiple of 8. */
+int64_t cuda_up_to_8(int64_t n);
 /* Lay weights w out in this form: what cuda_pack does to constants. */
 int cuda_form(const struct call *k, struct g_out y, struct g_in x,
               const struct mp_value *w, enum form form, int32_t stride,
@@ -109,6 +116,9 @@ struct phase cuda_phase(int64_t kernel, int64_t stride, int64_t pad,
 int cuda_conv_compile(const struct call *k, const struct mp_program *p);
 int cuda_conv_run(const struct call *k);
 
+int cuda_attention_compile(const struct call *k, const struct mp_program *p);
+int cuda_attention_run(const struct call *k);
+
 /* All other steps. */
 int cuda_own_compile(const struct call *k, const struct mp_program *p);
 int cuda_own_run(const struct call *k);
@@ -120,17 +130,22 @@ void cuda_close(struct mp_device *d);
 enum mp_dtype cuda_best(const struct mp_device *d);
 int cuda_supports(const struct mp_device *d, enum mp_dtype t,
                   struct mp_error *err);
+int cuda_memory(struct mp_device *d, struct mp_device_memory *out,
+                struct mp_error *err);
 int cuda_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                struct mp_error *err);
 void cuda_free(struct mp_device *d, mp_addr a);
 int cuda_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
              struct mp_error *err);
+int cuda_copy(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+              struct mp_error *err);
 int cuda_get(struct mp_device *d, void *dst, mp_addr src, size_t n,
-             struct mp_error *err);
+             uint64_t *ticket, struct mp_error *err);
+int cuda_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err);
 int cuda_compile(struct mp_device *d, const struct mp_program *p,
                  struct mp_plan **out, struct mp_error *err);
-int cuda_run(struct mp_plan *plan, mp_addr arena, double *seconds,
-             struct mp_error *err);
+int cuda_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+             double *seconds, struct mp_error *err);
 const char *cuda_kernel_name(const struct mp_plan *plan, size_t step);
 void cuda_plan_free(struct mp_plan *plan);
 
@@ -146,10 +161,13 @@ void cuda_plan_free(struct mp_plan *plan);
         .close = cuda_close,                                                   \
         .best = cuda_best,                                                     \
         .supports = cuda_supports,                                             \
+        .memory = cuda_memory,                                                 \
         .alloc = cuda_alloc,                                                   \
         .free = cuda_free,                                                     \
         .put = cuda_put,                                                       \
+        .copy = cuda_copy,                                                     \
         .get = cuda_get,                                                       \
+        .wait = cuda_wait,                                                     \
         .compile = cuda_compile,                                               \
         .run = cuda_run,                                                       \
         .kernel = cuda_kernel_name,                                            \

@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * driver.h - CUDA behind gpu.h: the libraries, opened at run time so that the
- * module loads where they are not, and a device with its handles.
+ * driver.h - CUDA behind gpu.h: the driver, opened at run time so that the
+ * module loads where it is not, and a device.
  */
 #ifndef CUDA_DRIVER_H
 #define CUDA_DRIVER_H
 
-#include <stdbool.h> /* cudnn.h uses bool and forgets to */
 #include <cuda.h>
-#include <cublasLt.h>
-#include <cudnn.h>
 #include "cuda/gpu.h"
 
 /* Function, and the one whose prototype it has. Names as libraries of this
@@ -41,8 +38,10 @@
     X(cuMemAlloc_v2, cuMemAlloc_v2)                                            \
     X(cuMemFreeHost, cuMemFreeHost)                                            \
     X(cuMemFree_v2, cuMemFree_v2)                                              \
+    X(cuMemGetAddressRange_v2, cuMemGetAddressRange_v2)                        \
     X(cuMemGetInfo_v2, cuMemGetInfo_v2)                                        \
     X(cuMemHostAlloc, cuMemHostAlloc)                                          \
+    X(cuMemcpyDtoDAsync_v2, cuMemcpyDtoDAsync_v2)                              \
     X(cuMemcpyDtoHAsync_v2, cuMemcpyDtoHAsync_v2)                              \
     X(cuMemcpyHtoDAsync_v2, cuMemcpyHtoDAsync_v2)                              \
     X(cuModuleGetFunction, cuModuleGetFunction)                                \
@@ -52,46 +51,12 @@
     X(cuStreamCreate, cuStreamCreate)                                          \
     X(cuStreamDestroy_v2, cuStreamDestroy_v2)                                  \
     X(cuStreamEndCapture, cuStreamEndCapture)                                  \
-    X(cuStreamSynchronize, cuStreamSynchronize)
-
-#define LT_CALLS(X)                                                            \
-    X(cublasLtCreate, cublasLtCreate)                                          \
-    X(cublasLtDestroy, cublasLtDestroy)                                        \
-    X(cublasLtGetStatusString, cublasLtGetStatusString)                        \
-    X(cublasLtMatmul, cublasLtMatmul)                                          \
-    X(cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulAlgoGetHeuristic)          \
-    X(cublasLtMatmulDescCreate, cublasLtMatmulDescCreate)                      \
-    X(cublasLtMatmulDescDestroy, cublasLtMatmulDescDestroy)                    \
-    X(cublasLtMatmulDescSetAttribute, cublasLtMatmulDescSetAttribute)          \
-    X(cublasLtMatmulPreferenceCreate, cublasLtMatmulPreferenceCreate)          \
-    X(cublasLtMatmulPreferenceDestroy, cublasLtMatmulPreferenceDestroy)        \
-    X(cublasLtMatmulPreferenceSetAttribute,                                    \
-      cublasLtMatmulPreferenceSetAttribute)                                    \
-    X(cublasLtMatrixLayoutCreate, cublasLtMatrixLayoutCreate)                  \
-    X(cublasLtMatrixLayoutDestroy, cublasLtMatrixLayoutDestroy)
-
-#define DNN_CALLS(X)                                                           \
-    X(cudnnBackendCreateDescriptor, cudnnBackendCreateDescriptor)              \
-    X(cudnnBackendDestroyDescriptor, cudnnBackendDestroyDescriptor)            \
-    X(cudnnBackendExecute, cudnnBackendExecute)                                \
-    X(cudnnBackendFinalize, cudnnBackendFinalize)                              \
-    X(cudnnBackendGetAttribute, cudnnBackendGetAttribute)                      \
-    X(cudnnBackendSetAttribute, cudnnBackendSetAttribute)                      \
-    X(cudnnCreate, cudnnCreate)                                                \
-    X(cudnnDestroy, cudnnDestroy)                                              \
-    X(cudnnGetErrorString, cudnnGetErrorString)                                \
-    X(cudnnGetLastErrorString, cudnnGetLastErrorString)                        \
-    X(cudnnSetStream, cudnnSetStream)
+    X(cuStreamSynchronize, cuStreamSynchronize)                                \
+    X(cuStreamWaitEvent, cuStreamWaitEvent)
 
 #define X(name, like) __typeof__(like) *name;
 struct driver_calls {
     DRIVER_CALLS(X)
-};
-struct lt_calls {
-    LT_CALLS(X)
-};
-struct dnn_calls {
-    DNN_CALLS(X)
 };
 #undef X
 
@@ -103,37 +68,49 @@ extern struct driver_calls cu;
 int driver_load(void *table, const char *const *name, size_t n,
                 const char *library, struct mp_error *err);
 
+/* Bytes on their way between host and device. They go through memory that the
+ * bus reads and writes directly (pinned), and through as much on the device:
+ * so the stream of the bus never meets what kernels work on, and what the
+ * stream of the kernels sees is in order. Places are used in turn. */
+#ifndef MP_CUDA_RING                    /* tests have one that is soon full */
+#define MP_CUDA_RING ((size_t)64 << 20) /* bytes */
+#endif
+#define RING_PART  (MP_CUDA_RING / 4) /* at most at once */
+#define RING_PARTS 128
+
+struct ring {
+    CUstream stream;
+    char *host;
+    mp_addr device;
+    struct {
+        size_t at, n; /* its place; n a multiple of 256 */
+        void *to;     /* where the host wants it, and how much */
+        size_t bytes;
+        CUevent taken; /* the kernels' stream has read it, or written it */
+        CUevent crossed;
+    } part[RING_PARTS];   /* number k is [k % RING_PARTS] */
+    uint64_t first, next; /* under way: from first up to next */
+};
+
 struct gpu {
     CUdevice device;
     CUcontext context;
-    CUstream stream;
+    CUstream stream; /* of the kernels */
     int processors;
     size_t shared;
+    size_t allocated; /* bytes */
     CUmodule module[4];
     CUfunction kernel[GPU_KERNEL_COUNT];
-    char *staging[2]; /* pinned: the bus reads and writes it directly */
-    CUevent staged[2];
+    struct ring in, out;
     CUevent *mark;
     size_t nmark;
-    int recording;
-    /* the libraries; a NULL handle: it is not there, why_not says so */
-    struct lt_calls lt;
-    struct dnn_calls dnn;
-    cublasLtHandle_t lt_handle;
-    cudnnHandle_t dnn_handle;
-    struct mp_error why_no_lt, why_no_dnn;
+    struct vendor *vendor;
     struct lib_plan *plans;
-    /* In tests: a device that is described to cuDNN and not there; plans are
-     * made for it, and cannot run. */
-    cudnnBackendDescriptor_t described;
+    struct choices *choices; /* NULL: the libraries choose */
 };
 
 /* Make the device this thread's; status of a driver call as an error. */
 int gpu_enter(struct gpu *g, struct mp_error *err);
 int gpu_status(CUresult r, const char *what, struct mp_error *err);
-
-/* lib.c: open what there is, and close it. */
-void lib_open(struct gpu *g);
-void lib_close(struct gpu *g);
 
 #endif

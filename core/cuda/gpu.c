@@ -4,9 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/driver.h"
+#include "cuda/lib.h"
 
-#define STAGE ((size_t)8 << 20) /* bytes of a staging buffer */
+/* The driver's library; the tests have one of their own (tests/sim). */
+#ifndef MP_CUDA_DRIVER
+#define MP_CUDA_DRIVER "libcuda.so.1"
+#endif
 
 /* Oldest that will do: bf16 and asynchronous copies came with it. */
 #define LEAST_MAJOR 8
@@ -63,7 +66,7 @@ static int start(struct mp_error *err)
 
     if (cu.cuInit)
         return 0;
-    rc = driver_load(&cu, names, sizeof names / sizeof *names, "libcuda.so.1",
+    rc = driver_load(&cu, names, sizeof names / sizeof *names, MP_CUDA_DRIVER,
                      err);
     if (rc) {
         memset(&cu, 0, sizeof cu);
@@ -196,6 +199,13 @@ static int load_kernels(struct gpu *g, struct mp_error *err)
     return rc;
 }
 
+static int attribute(const struct gpu *g, int *out, CUdevice_attribute what,
+                     struct mp_error *err)
+{
+    return gpu_status(cu.cuDeviceGetAttribute(out, what, g->device),
+                      "cuDeviceGetAttribute", err);
+}
+
 static int open_device(struct gpu *g, int index, struct mp_error *err)
 {
     int capability[2], shared = 0, rc;
@@ -211,27 +221,54 @@ static int open_device(struct gpu *g, int index, struct mp_error *err)
         rc = gpu_status(cu.cuStreamCreate(&g->stream, CU_STREAM_NON_BLOCKING),
                         "cuStreamCreate", err);
     if (!rc)
-        rc =
-            gpu_status(cu.cuDeviceGetAttribute(
-                           &g->processors,
-                           CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, g->device),
-                       "cuDeviceGetAttribute", err);
+        rc = attribute(g, &g->processors,
+                       CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, err);
     if (!rc)
-        rc = gpu_status(
-            cu.cuDeviceGetAttribute(
-                &shared, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-                g->device),
-            "cuDeviceGetAttribute", err);
+        rc = attribute(g, &shared,
+                       CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                       err);
     g->shared = (size_t)shared;
-    for (int i = 0; i < 2 && !rc; i++) {
-        rc = gpu_status(cu.cuMemHostAlloc((void **)&g->staging[i], STAGE, 0),
+    return rc;
+}
+
+static int open_ring(struct gpu *g, struct ring *r, struct mp_error *err)
+{
+    int rc = gpu_status(cu.cuStreamCreate(&r->stream, CU_STREAM_NON_BLOCKING),
+                        "cuStreamCreate", err);
+
+    r->first = r->next = 1;
+    if (!rc)
+        rc = gpu_status(cu.cuMemHostAlloc((void **)&r->host, MP_CUDA_RING, 0),
                         "pinned memory", err);
+    if (!rc)
+        rc = gpu_alloc(g, MP_CUDA_RING, "copies", &r->device, err);
+    for (int i = 0; i < RING_PARTS && !rc; i++) {
+        rc = gpu_status(
+            cu.cuEventCreate(&r->part[i].taken, CU_EVENT_DISABLE_TIMING),
+            "cuEventCreate", err);
         if (!rc)
             rc = gpu_status(
-                cu.cuEventCreate(&g->staged[i], CU_EVENT_DISABLE_TIMING),
+                cu.cuEventCreate(&r->part[i].crossed, CU_EVENT_DISABLE_TIMING),
                 "cuEventCreate", err);
     }
     return rc;
+}
+
+static void close_ring(struct gpu *g, struct ring *r)
+{
+    if (r->stream)
+        cu.cuStreamSynchronize(r->stream);
+    gpu_free(g, r->device);
+    if (r->host)
+        cu.cuMemFreeHost(r->host);
+    for (int i = 0; i < RING_PARTS; i++) {
+        if (r->part[i].taken)
+            cu.cuEventDestroy_v2(r->part[i].taken);
+        if (r->part[i].crossed)
+            cu.cuEventDestroy_v2(r->part[i].crossed);
+    }
+    if (r->stream)
+        cu.cuStreamDestroy_v2(r->stream);
 }
 
 int gpu_open(struct gpu **out, int index, struct mp_error *err)
@@ -243,12 +280,17 @@ int gpu_open(struct gpu **out, int index, struct mp_error *err)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     rc = open_device(g, index, err);
     if (!rc)
+        rc = open_ring(g, &g->in, err);
+    if (!rc)
+        rc = open_ring(g, &g->out, err);
+    if (!rc)
         rc = load_kernels(g, err);
+    if (!rc)
+        rc = vendor_open(g, err);
     if (rc) {
         gpu_close(g);
         return rc;
     }
-    lib_open(g);
     *out = g;
     return 0;
 }
@@ -260,15 +302,11 @@ void gpu_close(struct gpu *g)
     if (g->context && !gpu_enter(g, NULL)) {
         if (g->stream)
             cu.cuStreamSynchronize(g->stream);
-        lib_close(g);
+        vendor_close(g);
+        close_ring(g, &g->in);
+        close_ring(g, &g->out);
         for (size_t i = 0; i < g->nmark; i++)
             cu.cuEventDestroy_v2(g->mark[i]);
-        for (int i = 0; i < 2; i++) {
-            if (g->staging[i])
-                cu.cuMemFreeHost(g->staging[i]);
-            if (g->staged[i])
-                cu.cuEventDestroy_v2(g->staged[i]);
-        }
         for (int i = 0; i < 4; i++)
             if (g->module[i])
                 cu.cuModuleUnload(g->module[i]);
@@ -277,6 +315,7 @@ void gpu_close(struct gpu *g)
         cu.cuCtxSetCurrent(NULL);
         cu.cuDevicePrimaryCtxRelease_v2(g->device);
     }
+    choices_free(g->choices);
     free(g->mark);
     free(g);
 }
@@ -293,6 +332,29 @@ size_t gpu_shared(const struct gpu *g)
 
 /* ---- memory ---- */
 
+/* Of what was allocated there. */
+static size_t size_of(CUdeviceptr p)
+{
+    CUdeviceptr base;
+    size_t n = 0;
+
+    return p && cu.cuMemGetAddressRange_v2(&base, &n, p) == CUDA_SUCCESS ? n
+                                                                         : 0;
+}
+
+int gpu_memory(struct gpu *g, struct mp_device_memory *out,
+               struct mp_error *err)
+{
+    size_t left = 0, all = 0;
+    int rc = gpu_enter(g, err);
+
+    if (!rc)
+        rc = gpu_status(cu.cuMemGetInfo_v2(&left, &all), "cuMemGetInfo", err);
+    *out = (struct mp_device_memory){
+        .total = all, .free = left, .ours = g->allocated};
+    return rc;
+}
+
 int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
               struct mp_error *err)
 {
@@ -306,6 +368,7 @@ int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
         return rc;
     r = cu.cuMemAlloc_v2(&p, bytes);
     *out = p;
+    g->allocated += size_of(p);
     if (r != CUDA_ERROR_OUT_OF_MEMORY)
         return gpu_status(r, "cuMemAlloc", err);
     cu.cuMemGetInfo_v2(&left, &all);
@@ -321,73 +384,180 @@ void gpu_free(struct gpu *g, mp_addr a)
     if (!a || gpu_enter(g, NULL))
         return;
     cu.cuStreamSynchronize(g->stream);
+    g->allocated -= size_of(a);
     cu.cuMemFree_v2(a);
 }
 
-int gpu_wait(struct gpu *g, struct mp_error *err)
+int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
+             struct mp_error *err)
 {
     int rc = gpu_enter(g, err);
 
     return rc ? rc
-              : gpu_status(cu.cuStreamSynchronize(g->stream), "kernels", err);
+              : gpu_status(cu.cuMemcpyDtoDAsync_v2(dst, src, n, g->stream),
+                           "copy on the GPU", err);
 }
 
-/* Chunks in turn through two buffers: one is filled while the other is on the
- * bus. */
+/* ---- between host and device ---- */
+
+/* The next place of n bytes in one piece; 0: none is free. */
+static int find_place(const struct ring *r, size_t n, size_t *at)
+{
+    size_t head, tail;
+
+    *at = 0;
+    if (r->first == r->next)
+        return 1;
+    if (r->next - r->first == RING_PARTS)
+        return 0;
+    tail = r->part[r->first % RING_PARTS].at;
+    head = r->part[(r->next - 1) % RING_PARTS].at +
+           r->part[(r->next - 1) % RING_PARTS].n;
+    if (head <= tail) {
+        *at = head;
+        return n <= tail - head;
+    }
+    if (n <= MP_CUDA_RING - head)
+        *at = head;
+    return *at || n <= tail;
+}
+
+/* Be done with the oldest part: what it brought is the host's, and its place
+ * may be written to. */
+static int retire(struct gpu *g, struct ring *r, struct mp_error *err)
+{
+    uint64_t k = r->first % RING_PARTS;
+    int rc = gpu_status(cu.cuEventSynchronize(r->part[k].crossed),
+                        "kernels, or a copy", err);
+
+    if (!rc && r == &g->in)
+        rc = gpu_status(cu.cuStreamWaitEvent(r->stream, r->part[k].taken, 0),
+                        "cuStreamWaitEvent", err);
+    if (rc) {
+        r->first = r->next; /* void, all of it */
+        return rc;
+    }
+    if (r == &g->out)
+        memcpy(r->part[k].to, r->host + r->part[k].at, r->part[k].bytes);
+    r->first++;
+    return 0;
+}
+
+/* Number of a new part of n bytes. */
+static int begin_part(uint64_t *k, struct gpu *g, struct ring *r, size_t n,
+                      struct mp_error *err)
+{
+    size_t at, whole = (n + 255) / 256 * 256;
+    int rc = 0;
+
+    while (!rc && !find_place(r, whole, &at))
+        rc = retire(g, r, err);
+    if (rc)
+        return rc;
+    *k = r->next % RING_PARTS;
+    r->part[*k].at = at;
+    r->part[*k].n = whole;
+    r->next++;
+    return 0;
+}
+
+/* One stream's work is to be seen by another: what it did up to here. */
+static int pass_on(CUevent event, CUstream from, CUstream to,
+                   struct mp_error *err)
+{
+    int rc = gpu_status(cu.cuEventRecord(event, from), "cuEventRecord", err);
+
+    return rc ? rc
+              : gpu_status(cu.cuStreamWaitEvent(to, event, 0),
+                           "cuStreamWaitEvent", err);
+}
+
+static int put_part(struct gpu *g, mp_addr dst, const void *src, size_t n,
+                    struct mp_error *err)
+{
+    struct ring *r = &g->in;
+    uint64_t k;
+    int rc = begin_part(&k, g, r, n, err);
+    mp_addr at;
+
+    if (rc)
+        return rc;
+    at = r->device + r->part[k].at;
+    memcpy(r->host + r->part[k].at, src, n);
+    rc = gpu_status(
+        cu.cuMemcpyHtoDAsync_v2(at, r->host + r->part[k].at, n, r->stream),
+        "copy to the GPU", err);
+    if (!rc)
+        rc = pass_on(r->part[k].crossed, r->stream, g->stream, err);
+    if (!rc)
+        rc = gpu_copy(g, dst, at, n, err);
+    return rc ? rc
+              : gpu_status(cu.cuEventRecord(r->part[k].taken, g->stream),
+                           "cuEventRecord", err);
+}
+
+static int get_part(struct gpu *g, void *dst, mp_addr src, size_t n,
+                    struct mp_error *err)
+{
+    struct ring *r = &g->out;
+    uint64_t k;
+    int rc = begin_part(&k, g, r, n, err);
+    mp_addr at;
+
+    if (rc)
+        return rc;
+    at = r->device + r->part[k].at;
+    r->part[k].to = dst;
+    r->part[k].bytes = n;
+    rc = gpu_copy(g, at, src, n, err);
+    if (!rc)
+        rc = pass_on(r->part[k].taken, g->stream, r->stream, err);
+    if (!rc)
+        rc = gpu_status(
+            cu.cuMemcpyDtoHAsync_v2(r->host + r->part[k].at, at, n, r->stream),
+            "copy from the GPU", err);
+    return rc ? rc
+              : gpu_status(cu.cuEventRecord(r->part[k].crossed, r->stream),
+                           "cuEventRecord", err);
+}
+
+static size_t at_most(size_t n)
+{
+    return n < RING_PART ? n : RING_PART;
+}
+
 int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
             struct mp_error *err)
 {
     int rc = gpu_enter(g, err);
 
-    for (size_t at = 0, i = 0; at < n && !rc; at += STAGE, i ^= 1) {
-        size_t part = n - at < STAGE ? n - at : STAGE;
-
-        rc = gpu_status(cu.cuEventSynchronize(g->staged[i]), "copy to the GPU",
-                        err);
-        if (rc)
-            break;
-        memcpy(g->staging[i], (const char *)src + at, part);
-        rc = gpu_status(
-            cu.cuMemcpyHtoDAsync_v2(dst + at, g->staging[i], part, g->stream),
-            "copy to the GPU", err);
-        if (!rc)
-            rc = gpu_status(cu.cuEventRecord(g->staged[i], g->stream),
-                            "copy to the GPU", err);
-    }
+    for (size_t at = 0; at < n && !rc; at += RING_PART)
+        rc =
+            put_part(g, dst + at, (const char *)src + at, at_most(n - at), err);
     return rc;
 }
 
-static int fetch(struct gpu *g, size_t i, mp_addr src, size_t n,
-                 struct mp_error *err)
-{
-    int rc =
-        gpu_status(cu.cuMemcpyDtoHAsync_v2(g->staging[i], src, n, g->stream),
-                   "copy from the GPU", err);
-
-    return rc ? rc
-              : gpu_status(cu.cuEventRecord(g->staged[i], g->stream),
-                           "copy from the GPU", err);
-}
-
-int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n,
+int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n, uint64_t *ticket,
             struct mp_error *err)
 {
     int rc = gpu_enter(g, err);
 
-    if (!rc && n)
-        rc = fetch(g, 0, src, n < STAGE ? n : STAGE, err);
-    for (size_t at = 0, i = 0; at < n && !rc; at += STAGE, i ^= 1) {
-        size_t part = n - at < STAGE ? n - at : STAGE, next = at + part;
+    for (size_t at = 0; at < n && !rc; at += RING_PART)
+        rc = get_part(g, (char *)dst + at, src + at, at_most(n - at), err);
+    *ticket = rc || !n ? 0 : g->out.next - 1;
+    return rc;
+}
 
-        if (next < n)
-            rc = fetch(g, i ^ 1, src + next,
-                       n - next < STAGE ? n - next : STAGE, err);
-        if (!rc)
-            rc = gpu_status(cu.cuEventSynchronize(g->staged[i]),
-                            "copy from the GPU", err);
-        if (!rc)
-            memcpy((char *)dst + at, g->staging[i], part);
-    }
+int gpu_wait(struct gpu *g, uint64_t ticket, struct mp_error *err)
+{
+    int rc = gpu_enter(g, err);
+
+    while (!rc && g->out.first < g->out.next && g->out.first <= ticket)
+        rc = retire(g, &g->out, err);
+    if (!rc && ticket == UINT64_MAX)
+        rc = gpu_status(cu.cuStreamSynchronize(g->stream), "kernels", err);
+    if (rc)
+        g->out.first = g->out.next;
     return rc;
 }
 

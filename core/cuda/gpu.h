@@ -4,12 +4,12 @@
  * recorded sequences, and what the vendor's libraries compute.
  *
  * gpu.c and lib*.c do this with the CUDA driver, cuBLASLt and cuDNN. The tests
- * have another that runs the same kernels on the processor (tests/sim), so
- * that all above this line is tested without a GPU. No CUDA header is needed
- * here.
+ * have a driver that runs the same kernels on the processor (tests/sim). No
+ * CUDA header is needed here.
  *
- * Everything goes in order: a kernel sees what was put before it, and gpu_get
- * waits for all before it. Errors of kernels show at the next call that waits.
+ * Everything goes in order: a kernel sees what was put or copied before it,
+ * and gpu_get what kernels did before it, though the bus is at work at the
+ * same time. Errors of kernels show at the next call that waits.
  *
  * Threads: one at a time per device.
  */
@@ -34,12 +34,19 @@ uint32_t gpu_processors(const struct gpu *g);
 int gpu_alloc(struct gpu *g, size_t bytes, const char *what, mp_addr *out,
               struct mp_error *err);
 void gpu_free(struct gpu *g, mp_addr a);
+int gpu_memory(struct gpu *g, struct mp_device_memory *out,
+               struct mp_error *err);
 /* src may be changed as soon as gpu_put returns. */
 int gpu_put(struct gpu *g, mp_addr dst, const void *src, size_t n,
             struct mp_error *err);
-int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n,
+int gpu_copy(struct gpu *g, mp_addr dst, mp_addr src, size_t n,
+             struct mp_error *err);
+/* Begin to; dst has it when gpu_wait of the ticket, or of a later one, has
+ * returned, and must be there until then. */
+int gpu_get(struct gpu *g, void *dst, mp_addr src, size_t n, uint64_t *ticket,
             struct mp_error *err);
-int gpu_wait(struct gpu *g, struct mp_error *err);
+/* UINT64_MAX: for everything. */
+int gpu_wait(struct gpu *g, uint64_t ticket, struct mp_error *err);
 
 struct gpu_launch {
     enum gpu_kernel kernel;
@@ -72,8 +79,13 @@ struct lib_conv {
     int64_t n, h, w, c, k, r, s, oh, ow;
     struct mp_conv conv;
     int bias, residual, act;
+    int w_ck; /* weights are C,K; of linear layers only */
     int tf32; /* f32 products may be rounded to TF32 first */
 };
+
+/* From now on plans are chosen by measurement; what was found is kept for
+ * later starts (choices.h). index: of g. */
+int lib_autotune(struct gpu *g, int index, struct mp_error *err);
 
 struct lib_plan; /* how the library does it */
 

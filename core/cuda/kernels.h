@@ -55,7 +55,8 @@ struct g_binary {
     int32_t multiply, act;
 };
 
-/* Rows of n elements, y_row and x_row elements apart. */
+/* Rows of n elements, y_row and x_row elements apart; widen_8: the rest of each
+ * row of y is zeros. */
 struct g_copy {
     struct g_out y;
     struct g_in x;
@@ -63,11 +64,12 @@ struct g_copy {
 };
 
 /* Weights as K,taps,C: y[k][ty][tx][c] =
- * x[first + k * k_step + ty * ty_step + tx * tx_step + c * c_step]. */
+ * x[first + k * k_step + ty * ty_step + tx * tx_step + c * c_step], or 0 from
+ * channel `have` on. */
 struct g_pack {
     struct g_out y;
     struct g_in x;
-    uint32_t k, ty, tx, c;
+    uint32_t k, ty, tx, c, have;
     int32_t first, k_step, ty_step, tx_step, c_step;
 };
 
@@ -97,9 +99,20 @@ struct g_rows {
     int32_t act;
 };
 
-/* x N,HW,C. part: N x splits x groups x {shift, sum, sum of squares} f32,
- * where split i has seen the positions i * HW / splits and on; the shift, a
- * value near the mean, is the same for all. In place. */
+/* y = softmax(scale x) over the last dimension of x rows,C, which is f32 and of
+ * at most GPU_SOFTEN channels. */
+struct g_soften {
+    struct g_out y;
+    const float *x;
+    uint32_t rows, c;
+    float scale;
+};
+
+/* x N,HW,C. The group kernels do it all. Or group_sum, group_join and
+ * group_apply, one after the other, with part: N x splits x groups x {the
+ * group's first value of the picture, mean less that, sum of squares around the
+ * mean} f32, where split i has seen the positions i * HW / splits and on; after
+ * that N x groups x {first value, mean less that, 1 / deviation}. In place. */
 struct g_group {
     struct g_out y;
     struct g_in x, weight, bias;
@@ -141,14 +154,26 @@ struct g_conv {
  *     (or one times 8) element each
  *   geglu: likewise, of the result
  *   rows: a warp each row, GPU_ROWS rows a block
- *   group_sum: splits x N blocks of GPU_THREADS; group_apply: any x N
+ *   layer_norm_TYPE: C is a multiple of 8, at most GPU_LAYER
+ *   soften: a block of GPU_THREADS each row
+ *   group_TYPE_V: groups x N blocks of GPU_GROUP_THREADS. C / groups is a
+ *     multiple of V and at most GPU_GROUP_THREADS V; each thread holds at most
+ *     GPU_GROUP_HELD times V elements, at positions GPU_GROUP_THREADS /
+ *     (C / groups / V) apart
+ *   group_sum: splits x N blocks of GPU_THREADS; group_join: as rows, of N x
+ *     groups; group_apply: any x N
  *   attention: a warp each query, GPU_ROWS queries a block, heads, N
- *   flash: GPU_FLASH_QUERIES queries a block, slices x heads, N
+ *   flash: GPU_FLASH_QUERIES queries a block (_2: twice as many), slices x
+ *     heads, N
  *   conv_thin: a warp each pixel, GPU_ROWS a block; K <= GPU_THIN
  *   conv_f32: tiles of 64 x 64, 256 threads
  *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
 #define GPU_THREADS       256
+#define GPU_GROUP_THREADS 512
+#define GPU_GROUP_HELD    16
 #define GPU_ROWS          8
+#define GPU_LAYER         1280
+#define GPU_SOFTEN        8192
 #define GPU_THIN          8
 #define GPU_FLASH_QUERIES 64
 #define GPU_FLASH_SLICE   160 /* at most; 128 of the widest */
@@ -161,6 +186,7 @@ struct g_conv {
     X(binary_8, struct g_binary)                                               \
     X(copy, struct g_copy)                                                     \
     X(copy_8, struct g_copy)                                                   \
+    X(widen_8, struct g_copy)                                                  \
     X(pack, struct g_pack)                                                     \
     X(bilinear, struct g_spatial)                                              \
     X(bilinear_8, struct g_spatial)                                            \
@@ -174,20 +200,34 @@ struct g_conv {
     X(flip_8, struct g_flip)                                                   \
     X(layer_norm, struct g_rows)                                               \
     X(layer_norm_8, struct g_rows)                                             \
+    X(layer_norm_bf16, struct g_rows)                                          \
+    X(layer_norm_f16, struct g_rows)                                           \
     X(batch_norm, struct g_rows)                                               \
     X(softmax, struct g_rows)                                                  \
+    X(soften_8, struct g_soften)                                               \
     X(argmax, struct g_rows)                                                   \
+    X(group_bf16_2, struct g_group)                                            \
+    X(group_bf16_4, struct g_group)                                            \
+    X(group_bf16_8, struct g_group)                                            \
+    X(group_f16_2, struct g_group)                                             \
+    X(group_f16_4, struct g_group)                                             \
+    X(group_f16_8, struct g_group)                                             \
+    X(group_join, struct g_group)                                              \
     X(group_sum, struct g_group)                                               \
     X(group_sum_8, struct g_group)                                             \
     X(group_apply, struct g_group)                                             \
     X(group_apply_8, struct g_group)                                           \
     X(attention, struct g_attention)                                           \
     X(flash_bf16_48, struct g_attention)                                       \
+    X(flash_bf16_48_2, struct g_attention)                                     \
     X(flash_bf16_80, struct g_attention)                                       \
+    X(flash_bf16_80_2, struct g_attention)                                     \
     X(flash_bf16_160, struct g_attention)                                      \
     X(flash_bf16_512, struct g_attention)                                      \
     X(flash_f16_48, struct g_attention)                                        \
+    X(flash_f16_48_2, struct g_attention)                                      \
     X(flash_f16_80, struct g_attention)                                        \
+    X(flash_f16_80_2, struct g_attention)                                      \
     X(flash_f16_160, struct g_attention)                                       \
     X(flash_f16_512, struct g_attention)                                       \
     X(conv_thin, struct g_conv)                                                \

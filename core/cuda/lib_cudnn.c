@@ -8,9 +8,10 @@
  * In f32, unless TF32 is allowed, only ways that round nothing but sums are
  * taken: no tensor cores, no Winograd or Fourier transforms.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/lib.h"
+#include "cuda/vendor.h"
 
 /* Tensors by number, and descriptors kept for the plan's life. */
 enum uid {
@@ -23,13 +24,12 @@ enum uid {
     AFTER_RESIDUAL,
     AFTER_BIAS
 };
-#define KEEP 128
 
 struct dnn_plan {
     struct lib_plan base;
-    cudnnBackendDescriptor_t keep[KEEP];
-    int nkeep;
-    cudnnBackendDescriptor_t plan;
+    cudnnBackendDescriptor_t *keep;
+    size_t nkeep;
+    cudnnBackendDescriptor_t graph, plan;
     int bias, residual;
 };
 
@@ -40,11 +40,11 @@ static int status(const struct gpu *g, cudnnStatus_t st, const char *what,
 
     if (st == CUDNN_STATUS_SUCCESS)
         return 0;
-    g->dnn.cudnnGetLastErrorString(more, sizeof more);
+    g->vendor->dnn.cudnnGetLastErrorString(more, sizeof more);
     more[strcspn(more, "\n")] = '\0';
     return mp_fail(err, st >= CUDNN_STATUS_NOT_SUPPORTED ? MP_ENOTSUP : MP_EIO,
-                   "cuDNN: %s: %s %s", what, g->dnn.cudnnGetErrorString(st),
-                   more);
+                   "cuDNN: %s: %s %s", what,
+                   g->vendor->dnn.cudnnGetErrorString(st), more);
 }
 
 /* ---- descriptors ---- */
@@ -53,12 +53,16 @@ static int make(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
                 cudnnBackendDescriptorType_t type, struct mp_error *err)
 {
     const struct gpu *g = p->base.gpu;
+    cudnnBackendDescriptor_t *more = p->keep;
     int rc;
 
-    if (p->nkeep == KEEP)
-        return mp_fail(err, MP_ENOTSUP, "cuDNN: too many engines");
-    rc = status(g, g->dnn.cudnnBackendCreateDescriptor(type, out), "creating",
-                err);
+    if (p->nkeep % 32 == 0)
+        more = realloc(p->keep, (p->nkeep + 32) * sizeof *more);
+    if (!more)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    p->keep = more;
+    rc = status(g, g->vendor->dnn.cudnnBackendCreateDescriptor(type, out),
+                "creating", err);
     if (!rc)
         p->keep[p->nkeep++] = *out;
     return rc;
@@ -78,8 +82,8 @@ static int set(struct dnn_plan *p, cudnnBackendDescriptor_t d,
     const struct gpu *g = p->base.gpu;
 
     return status(g,
-                  g->dnn.cudnnBackendSetAttribute(d, a.name, a.type, a.n,
-                                                  (void *)a.value),
+                  g->vendor->dnn.cudnnBackendSetAttribute(d, a.name, a.type,
+                                                          a.n, (void *)a.value),
                   "setting an attribute", err);
 }
 
@@ -97,7 +101,7 @@ static int finish(struct dnn_plan *p, cudnnBackendDescriptor_t d,
 {
     const struct gpu *g = p->base.gpu;
 
-    return status(g, g->dnn.cudnnBackendFinalize(d), what, err);
+    return status(g, g->vendor->dnn.cudnnBackendFinalize(d), what, err);
 }
 
 /* Make, tell, finish. */
@@ -269,7 +273,7 @@ static int operations(cudnnBackendDescriptor_t *op, int *nop,
 static int describe(struct dnn_plan *p, cudnnBackendDescriptor_t d,
                     cudnnBackendAttributeName_t name, struct mp_error *err)
 {
-    cudnnBackendDescriptor_t device = p->base.gpu->described;
+    cudnnBackendDescriptor_t device = p->base.gpu->vendor->described;
 
     return device ? link_to(p, d, name, device, err) : 0;
 }
@@ -282,8 +286,8 @@ static int has_note(const struct gpu *g, cudnnBackendDescriptor_t engine,
     int notes[16];
     int64_t n = 0;
 
-    if (g->dnn.cudnnBackendGetAttribute(engine, name, type, 16, &n, notes) !=
-        CUDNN_STATUS_SUCCESS)
+    if (g->vendor->dnn.cudnnBackendGetAttribute(engine, name, type, 16, &n,
+                                                notes) != CUDNN_STATUS_SUCCESS)
         return 1; /* not known: not taken */
     for (int64_t i = 0; i < n && i < 16; i++)
         if (notes[i] == note)
@@ -314,38 +318,53 @@ static int is_fine(const struct gpu *g, cudnnBackendDescriptor_t engine,
            !numerical(g, engine, CUDNN_NUMERICAL_NOTE_FFT);
 }
 
+/* The engine of a configuration. */
+static int engine_of(cudnnBackendDescriptor_t *engine, struct dnn_plan *p,
+                     cudnnBackendDescriptor_t config, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+    int64_t n = 0;
+    int rc = make(engine, p, CUDNN_BACKEND_ENGINE_DESCRIPTOR, err);
+
+    return rc ? rc
+              : status(g,
+                       g->vendor->dnn.cudnnBackendGetAttribute(
+                           config, CUDNN_ATTR_ENGINECFG_ENGINE,
+                           CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, engine),
+                       "an engine", err);
+}
+
 /* Make the plan of this configuration; 0 if it will do. compiled: only those
  * that are compiled now, or only the others. */
 static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
-                      cudnnBackendDescriptor_t config, int compiled)
+                      cudnnBackendDescriptor_t config, int compiled,
+                      struct mp_error *err)
 {
     const struct gpu *g = p->base.gpu;
-    const struct dnn_calls *dnn = &g->dnn;
     cudnnBackendDescriptor_t engine = NULL, plan = NULL;
     int64_t n = 0, work = 0;
-    int rc = make(&engine, p, CUDNN_BACKEND_ENGINE_DESCRIPTOR, NULL);
+    int rc = engine_of(&engine, p, config, err);
 
-    if (!rc && dnn->cudnnBackendGetAttribute(
-                   config, CUDNN_ATTR_ENGINECFG_ENGINE,
-                   CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
-        rc = MP_ENOTSUP;
     if (!rc && !is_fine(g, engine, c, compiled))
-        rc = MP_ENOTSUP;
+        rc = mp_fail(err, MP_ENOTSUP, "cuDNN: an engine that will not do");
     if (!rc)
-        rc = make(&plan, p, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, NULL);
+        rc = make(&plan, p, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, err);
     if (!rc)
         rc = link_to(p, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config,
-                     NULL);
+                     err);
     if (!rc)
-        rc = describe(p, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, NULL);
+        rc = describe(p, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, err);
     if (!rc)
-        rc = finish(p, plan, "a plan", NULL);
-    if (!rc && dnn->cudnnBackendGetAttribute(
-                   plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
-                   CUDNN_TYPE_INT64, 1, &n, &work))
-        rc = MP_ENOTSUP;
+        rc = finish(p, plan, "a plan", err);
+    if (!rc)
+        rc = status(g,
+                    g->vendor->dnn.cudnnBackendGetAttribute(
+                        plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
+                        CUDNN_TYPE_INT64, 1, &n, &work),
+                    "a plan", err);
     if (!rc && (work < 0 || (uint64_t)work > LIB_WORK))
-        rc = MP_ENOTSUP;
+        rc = mp_fail(err, MP_ENOTSUP, "cuDNN: an engine needs %lld bytes",
+                     (long long)work);
     if (!rc) {
         p->plan = plan;
         p->base.work = (size_t)work;
@@ -353,21 +372,27 @@ static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
     return rc;
 }
 
-/* The first that will do, in the order that cuDNN expects to be the fastest.
- * To compile one is worth while for TF32 alone (some GPUs have no others):
- * 16 bits have enough, and exact f32 is for checks, not for speed. */
-static int choose(struct dnn_plan *p, const struct lib_conv *c,
-                  cudnnBackendDescriptor_t graph, struct mp_error *err)
+/* To compile one is worth while for TF32 alone (some GPUs have no others): 16
+ * bits have enough, and exact f32 is for checks, not for speed. */
+static int may_compile(const struct lib_conv *c)
+{
+    return c->type == MP_F32 && c->tf32;
+}
+
+/* Configurations, in the order that cuDNN expects to be the fastest. */
+#define PROPOSED 16
+static int propose(cudnnBackendDescriptor_t config[PROPOSED], int64_t *n,
+                   struct dnn_plan *p, cudnnBackendHeurMode_t mode,
+                   struct mp_error *err)
 {
     const struct gpu *g = p->base.gpu;
-    cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
-    cudnnBackendDescriptor_t heur = NULL, config[16];
-    int64_t n = 0, nconfig = 0;
+    cudnnBackendDescriptor_t heur = NULL;
     int rc = make(&heur, p, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, err);
 
+    *n = 0;
     if (!rc)
-        rc =
-            link_to(p, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph, err);
+        rc = link_to(p, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, p->graph,
+                     err);
     if (!rc)
         rc = set(p, heur,
                  (struct attribute){CUDNN_ATTR_ENGINEHEUR_MODE,
@@ -377,24 +402,190 @@ static int choose(struct dnn_plan *p, const struct lib_conv *c,
         rc = describe(p, heur, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, err);
     if (!rc)
         rc = finish(p, heur, "choosing an engine", err);
-    while (!rc && nconfig < 16) {
-        rc = make(&config[nconfig], p, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, err);
-        nconfig += !rc;
-    }
+    for (int i = 0; i < PROPOSED && !rc; i++)
+        rc = make(&config[i], p, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, err);
     if (!rc)
         rc = status(g,
-                    g->dnn.cudnnBackendGetAttribute(
+                    g->vendor->dnn.cudnnBackendGetAttribute(
                         heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                        CUDNN_TYPE_BACKEND_DESCRIPTOR, nconfig, &n, config),
+                        CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSED, n, config),
                     "choosing an engine", err);
-    for (int compiled = 0; compiled <= (c->type == MP_F32 && c->tf32);
-         compiled++)
-        for (int64_t i = 0; i < n && i < nconfig && !rc; i++)
-            if (!try_engine(p, c, config[i], compiled))
+    if (*n > PROPOSED)
+        *n = PROPOSED;
+    return rc;
+}
+
+/* The first that will do. */
+static int choose(struct dnn_plan *p, const struct lib_conv *c,
+                  struct mp_error *err)
+{
+    cudnnBackendDescriptor_t config[PROPOSED];
+    int64_t n;
+    int rc = propose(config, &n, p, CUDNN_HEUR_MODE_A, err);
+
+    if (rc)
+        return rc;
+    for (int compiled = 0; compiled <= may_compile(c); compiled++)
+        for (int64_t i = 0; i < n; i++)
+            if (!try_engine(p, c, config[i], compiled, NULL))
                 return 0;
-    return rc ? rc
-              : mp_fail(err, MP_ENOTSUP, "cuDNN: none of %d engines will do",
-                        (int)n);
+    return mp_fail(err, MP_ENOTSUP, "cuDNN: none of %d engines will do",
+                   (int)n);
+}
+
+/* ---- choices: "4,2=128,13=32", the engine's number and its knobs ---- */
+
+#define KNOBS 24
+
+static int get_int(const struct gpu *g, cudnnBackendDescriptor_t d,
+                   cudnnBackendAttributeName_t name, int64_t *out,
+                   struct mp_error *err)
+{
+    int64_t n = 0;
+
+    return status(g,
+                  g->vendor->dnn.cudnnBackendGetAttribute(
+                      d, name, CUDNN_TYPE_INT64, 1, &n, out),
+                  "asking", err);
+}
+
+/* Add " KNOB=VALUE" for each. */
+static int write_knobs(char choice[CHOICE_BYTES], struct dnn_plan *p,
+                       cudnnBackendDescriptor_t config, struct mp_error *err)
+{
+    const struct gpu *g = p->base.gpu;
+    const struct dnn_calls *dnn = &g->vendor->dnn;
+    cudnnBackendDescriptor_t knob[KNOBS];
+    size_t at = strlen(choice);
+    int64_t n = 0, one = 0, value = 0;
+    int rc = 0;
+
+    for (int i = 0; i < KNOBS && !rc; i++)
+        rc = make(&knob[i], p, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, err);
+    if (!rc)
+        rc = status(g,
+                    dnn->cudnnBackendGetAttribute(
+                        config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                        CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, &n, knob),
+                    "knobs", err);
+    for (int64_t i = 0; i < n && !rc; i++) {
+        cudnnBackendKnobType_t type = CUDNN_KNOB_TYPE_COUNTS;
+
+        if (i == KNOBS)
+            return mp_fail(err, MP_ENOTSUP, "cuDNN: an engine of %lld knobs",
+                           (long long)n);
+        rc = status(g,
+                    dnn->cudnnBackendGetAttribute(
+                        knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE,
+                        CUDNN_TYPE_KNOB_TYPE, 1, &one, &type),
+                    "a knob", err);
+        if (!rc)
+            rc = get_int(g, knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, &value,
+                         err);
+        if (!rc)
+            at += (size_t)snprintf(choice + at, CHOICE_BYTES - at, ",%d=%lld",
+                                   (int)type, (long long)value);
+        if (!rc && at >= CHOICE_BYTES)
+            rc = mp_fail(err, MP_ENOTSUP, "cuDNN: an engine of many knobs");
+    }
+    return rc;
+}
+
+static int write_choice(char choice[CHOICE_BYTES], struct dnn_plan *p,
+                        cudnnBackendDescriptor_t config, struct mp_error *err)
+{
+    cudnnBackendDescriptor_t engine;
+    int64_t number;
+    int rc = engine_of(&engine, p, config, err);
+
+    if (!rc)
+        rc = get_int(p->base.gpu, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX,
+                     &number, err);
+    if (rc)
+        return rc;
+    snprintf(choice, CHOICE_BYTES, "%lld", (long long)number);
+    return write_knobs(choice, p, config, err);
+}
+
+static int make_engine(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                       int64_t number, struct mp_error *err)
+{
+    int rc = make(out, p, CUDNN_BACKEND_ENGINE_DESCRIPTOR, err);
+
+    if (!rc)
+        rc = link_to(p, *out, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, p->graph, err);
+    if (!rc)
+        rc = set(p, *out,
+                 (struct attribute){CUDNN_ATTR_ENGINE_GLOBAL_INDEX,
+                                    CUDNN_TYPE_INT64, 1, &number},
+                 err);
+    if (!rc)
+        rc = describe(p, *out, CUDNN_ATTR_ENGINE_DEVICEPROP, err);
+    return rc ? rc : finish(p, *out, "an engine", err);
+}
+
+static int make_knob(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                     int type, int64_t value, struct mp_error *err)
+{
+    const cudnnBackendKnobType_t t = (cudnnBackendKnobType_t)type;
+    const struct attribute a[] = {
+        {CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &t},
+        {CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &value},
+    };
+
+    return build(out, p, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, a, COUNT(a),
+                 "a knob", err);
+}
+
+/* The configuration that it was written of. */
+static int read_choice(cudnnBackendDescriptor_t *config, struct dnn_plan *p,
+                       const char *choice, struct mp_error *err)
+{
+    cudnnBackendDescriptor_t engine = NULL, knob[KNOBS];
+    const char *at = choice;
+    long long number, value;
+    int used = 0, type, n = 0, rc;
+
+    if (sscanf(at, "%lld%n", &number, &used) != 1)
+        return mp_fail(err, MP_EFORMAT, "cuDNN: %s is no engine", choice);
+    rc = make_engine(&engine, p, number, err);
+    for (at += used; *at && !rc; at += used) {
+        used = 0;
+        if (n == KNOBS || sscanf(at, ",%d=%lld%n", &type, &value, &used) != 2)
+            return mp_fail(err, MP_EFORMAT, "cuDNN: %s is no engine", choice);
+        rc = make_knob(&knob[n++], p, type, value, err);
+    }
+    if (!rc)
+        rc = make(config, p, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, err);
+    if (!rc)
+        rc = link_to(p, *config, CUDNN_ATTR_ENGINECFG_ENGINE, engine, err);
+    if (!rc && n)
+        rc = set(p, *config,
+                 (struct attribute){CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                                    CUDNN_TYPE_BACKEND_DESCRIPTOR, n, knob},
+                 err);
+    return rc ? rc : finish(p, *config, "a configuration", err);
+}
+
+static int take(struct dnn_plan *p, const struct lib_conv *c,
+                const char *choice, struct mp_error *err)
+{
+    cudnnBackendDescriptor_t config;
+    struct mp_error why = {0};
+    int rc = read_choice(&config, p, choice, err);
+
+    if (!rc && may_compile(c) && !try_engine(p, c, config, 1, &why))
+        return 0;
+    return rc ? rc : try_engine(p, c, config, 0, err);
+}
+
+/* Is it there already? */
+static int is_known(char choice[][CHOICE_BYTES], size_t n, const char *one)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(choice[i], one))
+            return 1;
+    return 0;
 }
 
 /* ---- plans ---- */
@@ -404,7 +595,9 @@ static void plan_free(struct lib_plan *base)
     struct dnn_plan *p = (struct dnn_plan *)base;
 
     while (p->nkeep)
-        base->gpu->dnn.cudnnBackendDestroyDescriptor(p->keep[--p->nkeep]);
+        base->gpu->vendor->dnn.cudnnBackendDestroyDescriptor(
+            p->keep[--p->nkeep]);
+    free(p->keep);
     free(p);
 }
 
@@ -430,7 +623,7 @@ static int run(struct lib_plan *base, const struct lib_data *d,
         at[n++] = (void *)(uintptr_t)d->bias;
     }
     rc = status(g,
-                g->dnn.cudnnBackendCreateDescriptor(
+                g->vendor->dnn.cudnnBackendCreateDescriptor(
                     CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack),
                 "addresses", err);
     if (rc)
@@ -447,21 +640,24 @@ static int run(struct lib_plan *base, const struct lib_data *d,
     if (!rc)
         rc = finish(p, pack, "addresses", err);
     if (!rc)
-        rc = status(g, g->dnn.cudnnBackendExecute(g->dnn_handle, p->plan, pack),
+        rc = status(g,
+                    g->vendor->dnn.cudnnBackendExecute(g->vendor->dnn_handle,
+                                                       p->plan, pack),
                     "convolution", err);
-    g->dnn.cudnnBackendDestroyDescriptor(pack);
+    g->vendor->dnn.cudnnBackendDestroyDescriptor(pack);
     return rc;
 }
 
-int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
+/* All but its way. */
+static int begin(struct dnn_plan **out, struct gpu *g, const struct lib_conv *c,
                  struct mp_error *err)
 {
-    cudnnBackendDescriptor_t op[4], graph = NULL;
+    cudnnBackendDescriptor_t op[4];
     struct dnn_plan *p;
     int nop = 0, rc;
 
-    if (!g->dnn_handle && !g->described)
-        return mp_fail(err, MP_ENOTSUP, "%s", g->why_no_dnn.text);
+    if (!g->vendor->dnn_handle && !g->vendor->described)
+        return mp_fail(err, MP_ENOTSUP, "%s", g->vendor->why_no_dnn.text);
     p = calloc(1, sizeof *p);
     if (!p)
         return mp_fail(err, MP_ENOMEM, "out of memory");
@@ -474,21 +670,37 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     p->residual = c->residual;
     rc = operations(op, &nop, p, c, err);
     if (!rc)
-        rc = make(&graph, p, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, err);
+        rc = make(&p->graph, p, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, err);
     if (!rc)
-        rc = set(p, graph,
+        rc = set(p, p->graph,
                  (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_OPS,
                                     CUDNN_TYPE_BACKEND_DESCRIPTOR, nop, op},
                  err);
-    if (!rc && g->dnn_handle)
-        rc = set(p, graph,
+    if (!rc && g->vendor->dnn_handle)
+        rc = set(p, p->graph,
                  (struct attribute){CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
-                                    CUDNN_TYPE_HANDLE, 1, &g->dnn_handle},
+                                    CUDNN_TYPE_HANDLE, 1,
+                                    &g->vendor->dnn_handle},
                  err);
     if (!rc)
-        rc = finish(p, graph, "a graph", err);
-    if (!rc)
-        rc = choose(p, c, graph, err);
+        rc = finish(p, p->graph, "a graph", err);
+    if (rc)
+        plan_free(&p->base);
+    else
+        *out = p;
+    return rc;
+}
+
+static int plan_new(struct lib_plan **out, struct gpu *g,
+                    const struct lib_conv *c, const char *choice,
+                    struct mp_error *err)
+{
+    struct dnn_plan *p;
+    int rc = begin(&p, g, c, err);
+
+    if (rc)
+        return rc;
+    rc = choice ? take(p, c, choice, err) : choose(p, c, err);
     if (rc) {
         plan_free(&p->base);
         return rc;
@@ -496,3 +708,43 @@ int dnn_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     *out = &p->base;
     return 0;
 }
+
+/* Those of this mode that will do. */
+static int add_choices(char choice[][CHOICE_BYTES], size_t *n, struct gpu *g,
+                       const struct lib_conv *c, cudnnBackendHeurMode_t mode,
+                       struct mp_error *err)
+{
+    cudnnBackendDescriptor_t config[PROPOSED];
+    struct dnn_plan *p;
+    int64_t proposed = 0;
+    int rc = begin(&p, g, c, err);
+
+    if (rc)
+        return rc;
+    rc = propose(config, &proposed, p, mode, err);
+    for (int compiled = 0; compiled <= may_compile(c) && !rc; compiled++)
+        for (int64_t i = 0; i < proposed && *n < LIB_CHOICES; i++)
+            if (!try_engine(p, c, config[i], compiled, NULL) &&
+                !write_choice(choice[*n], p, config[i], NULL) &&
+                !is_known(choice, *n, choice[*n]))
+                ++*n;
+    plan_free(&p->base);
+    return rc;
+}
+
+static int choices(char choice[][CHOICE_BYTES], size_t *n, struct gpu *g,
+                   const struct lib_conv *c, struct mp_error *err)
+{
+    int rc = add_choices(choice, n, g, c, CUDNN_HEUR_MODE_A, err);
+
+    /* they need not be there */
+    if (!rc && *n < LIB_CHOICES)
+        add_choices(choice, n, g, c, CUDNN_HEUR_MODE_B, NULL);
+    if (!rc && *n < LIB_CHOICES)
+        add_choices(choice, n, g, c, CUDNN_HEUR_MODE_FALLBACK, NULL);
+    if (!rc && !*n)
+        rc = mp_fail(err, MP_ENOTSUP, "cuDNN: no engine will do");
+    return rc;
+}
+
+const struct lib_kind lib_dnn = {plan_new, choices};

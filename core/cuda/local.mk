@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 
-# What the tests run on the processor too: %reldir%/gpu.h says where the device
-# begins.
-cuda_host = %reldir%/conv.c %reldir%/cuda.c %reldir%/cuda.h %reldir%/gpu.h \
-	%reldir%/kernels.h %reldir%/own.c
+# What the tests run on the processor too, with a driver of their own.
+cuda_host = %reldir%/attention.c %reldir%/choices.c %reldir%/choices.h \
+	%reldir%/conv.c %reldir%/cuda.c %reldir%/cuda.h \
+	%reldir%/driver.h %reldir%/gpu.c %reldir%/gpu.h %reldir%/kernels.h \
+	%reldir%/lib.c %reldir%/lib.h %reldir%/own.c
 cuda_kernels = %reldir%/attention.cu %reldir%/conv.cu %reldir%/norm.cu \
 	%reldir%/pointwise.cu
 EXTRA_DIST += $(cuda_kernels) %reldir%/prelude.cuh
@@ -11,12 +12,10 @@ EXTRA_DIST += $(cuda_kernels) %reldir%/prelude.cuh
 if HAVE_CUDA
 backends_LTLIBRARIES += backends/cuda.la
 backends_cuda_la_SOURCES = $(cuda_host) \
-	%reldir%/driver.h \
-	%reldir%/gpu.c \
-	%reldir%/lib.c %reldir%/lib.h \
 	%reldir%/lib_cudnn.c \
 	%reldir%/lib_lt.c \
-	%reldir%/module.c
+	%reldir%/module.c \
+	%reldir%/vendor.c %reldir%/vendor.h
 nodist_backends_cuda_la_SOURCES = $(cuda_images)
 backends_cuda_la_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS) \
 	-DMP_CUDA_LIBDIR='"$(CUDA_LIBDIR)"'

@@ -2,4 +2,4 @@
 /* module.c - what libltdl finds. */
 #include "cuda/cuda.h"
 
-CUDA_BACKEND(cuda, "NVIDIA GPUs; compiled, not yet run on one");
+CUDA_BACKEND(cuda, "NVIDIA GPUs");

@@ -12,6 +12,28 @@ static DEV uint32_t my_lane()
     return threadIdx.x % 32;
 }
 
+/* V elements as they are in memory. */
+template <int TYPE, int V> struct held {
+    halves<V> in;
+    DEV float operator[](int j) const
+    {
+        return to_float(in.v[j], TYPE);
+    }
+};
+template <int V> struct held<MP_F32, V> {
+    floats<V> in;
+    DEV float operator[](int j) const
+    {
+        return in.v[j];
+    }
+};
+
+template <int TYPE, int V>
+static DEV held<TYPE, V> hold(const void *x, uint32_t i)
+{
+    return ((const held<TYPE, V> *)x)[i / V];
+}
+
 /* ---- rows: a warp each; what it reads twice comes from the cache ---- */
 
 template <int V> static DEV void do_layer_norm(const g_rows &a)
@@ -44,6 +66,53 @@ template <int V> static DEV void do_layer_norm(const g_rows &a)
             v[j] = (v[j] - mean) * scale * w[j] + b[j];
         activate_all<V>(v, a.act);
         store<V>(a.y, from + i, v);
+    }
+}
+
+/* The same of a row that the warp can hold. */
+template <int TYPE> static DEV void do_layer_norm_held(const g_rows &a)
+{
+    constexpr int HELD = GPU_LAYER / 32 / 8;
+    uint32_t row = my_row(), from = row * a.c;
+    float v[8], w[8], b[8], sum = 0, square = 0, mean, scale;
+    held<TYPE, 8> x[HELD];
+
+    if (row >= a.rows)
+        return;
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * 32 + my_lane()) * 8;
+
+        if (i < a.c)
+            x[k] = hold<TYPE, 8>(a.x.p, from + i);
+    }
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+        if ((k * 32 + my_lane()) * 8 < a.c)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum += x[k][j];
+    mean = warp_sum(sum) / (float)a.c;
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+        if ((k * 32 + my_lane()) * 8 < a.c)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                square += (x[k][j] - mean) * (x[k][j] - mean);
+    scale = 1 / sqrtf(warp_sum(square) / (float)a.c + a.eps);
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * 32 + my_lane()) * 8;
+
+        if (i >= a.c)
+            break;
+        load<8>(w, a.weight, i);
+        load<8>(b, a.bias, i);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = (x[k][j] - mean) * scale * w[j] + b[j];
+        activate_all<8>(v, a.act);
+        store<8>(a.y, from + i, v);
     }
 }
 
@@ -89,6 +158,79 @@ static DEV void do_softmax(const g_rows &a)
     }
 }
 
+/* Of the whole block, of 32 N threads; `each` has N numbers. */
+static DEV float block_sum(float v, float *each)
+{
+    float all = 0;
+
+    v = warp_sum(v);
+    __syncthreads(); /* the last sum has been read */
+    if (my_lane() == 0)
+        each[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (uint32_t i = 0; i < blockDim.x / 32; i++)
+        all += each[i];
+    return all;
+}
+
+/* Likewise the largest. */
+static DEV float block_max(float v, float *each)
+{
+    float most = -INFINITY;
+
+    v = warp_max(v);
+    __syncthreads();
+    if (my_lane() == 0)
+        each[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (uint32_t i = 0; i < blockDim.x / 32; i++)
+        most = fmaxf(most, each[i]);
+    return most;
+}
+
+/* Softmax of a row that the block can hold. */
+static DEV void do_soften(const g_soften &a)
+{
+    constexpr int HELD = GPU_SOFTEN / GPU_THREADS / 8;
+    __shared__ float each[GPU_THREADS / 32];
+    float scale = a.scale * 1.44269504f, most = -INFINITY, sum = 0, by;
+    uint32_t from = blockIdx.x * a.c;
+    float v[HELD][8];
+
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * GPU_THREADS + threadIdx.x) * 8;
+
+        if (i < a.c)
+            load<8>(v[k], g_in{a.x, MP_F32}, from + i);
+        else
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                v[k][j] = -INFINITY;
+    }
+#pragma unroll
+    for (int i = 0; i < HELD * 8; i++)
+        most = fmaxf(most, v[i / 8][i % 8]);
+    most = block_max(most, each);
+#pragma unroll
+    for (int i = 0; i < HELD * 8; i++) {
+        v[i / 8][i % 8] = exp2_fast((v[i / 8][i % 8] - most) * scale);
+        sum += v[i / 8][i % 8];
+    }
+    by = 1 / block_sum(sum, each);
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        uint32_t i = (k * GPU_THREADS + threadIdx.x) * 8;
+
+        if (i >= a.c)
+            break;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[k][j] *= by;
+        store<8>(a.y, from + i, v[k]);
+    }
+}
+
 /* The first of several equal ones wins, whichever lane met it. */
 static DEV void do_argmax(const g_rows &a)
 {
@@ -122,6 +264,84 @@ static DEV void do_argmax(const g_rows &a)
 
 /* ---- group norm ---- */
 
+/* Where the mean is far above the deviation, sums lose what matters. So all
+ * that is added up has the group's first value of the picture taken from it,
+ * and parts keep their own mean, and the squares of the distances from it, and
+ * are put together by those (Chan, Golub and LeVeque 1979). */
+
+/* What follows is made for each type, so that many loads are on their way at
+ * a time: a branch on the type would wait for each. */
+#define BY_TYPE(f, v)                                                          \
+    do {                                                                       \
+        if (a.x.type == MP_BF16)                                               \
+            f<MP_BF16, v>(a);                                                  \
+        else if (a.x.type == MP_F16)                                           \
+            f<MP_F16, v>(a);                                                   \
+        else                                                                   \
+            f<MP_F32, v>(a);                                                   \
+    } while (0)
+
+/* For results of 16 bits, functions need not be better than that. */
+template <int V> static DEV void activate_for(float *v, int act, int type)
+{
+    if (act == MP_SILU && type != MP_F32)
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            v[j] = silu_fast(v[j]);
+    else
+        activate_all<V>(v, act);
+}
+
+/* A group by one block, which holds it in registers. Threads stand in rows of
+ * `units` of V channels. */
+template <int TYPE, int V> static DEV void do_group_whole(const g_group &a)
+{
+    constexpr int HELD = GPU_GROUP_HELD;
+    __shared__ float sums[GPU_GROUP_THREADS / 32];
+    uint32_t each = a.c / a.groups, units = each / V, g = blockIdx.x;
+    uint32_t rows = GPU_GROUP_THREADS / units, row = threadIdx.x / units;
+    uint32_t c = g * each + threadIdx.x % units * V;
+    uint32_t at = blockIdx.y * a.hw * a.c + c, first = row < rows ? row : a.hw;
+    float count = (float)a.hw * (float)each, sum = 0, square = 0, k, mean, by;
+    float v[V], w[V], b[V];
+    held<TYPE, V> x[HELD];
+
+    load<1>(&k, g_in{a.x.p, TYPE}, blockIdx.y * a.hw * a.c + g * each);
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+            x[i] = hold<TYPE, V>(a.x.p, at + (first + i * rows) * a.c);
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum += x[i][j] - k;
+    mean = block_sum(sum, sums) / count;
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                square += (x[i][j] - k - mean) * (x[i][j] - k - mean);
+    by = 1 / sqrtf(block_sum(square, sums) / count + a.eps);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        load<1>(w + j, a.weight, c + j);
+        load<1>(b + j, a.bias, c + j);
+        w[j] *= by;
+    }
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (first + i * rows < a.hw) {
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                v[j] = (x[i][j] - k - mean) * w[j] + b[j];
+            activate_for<V>(v, a.act, a.y.type);
+            store<V>(a.y, at + (first + i * rows) * a.c, v);
+        }
+}
+
 /* Threads stand in rows of `units` (of V channels), so that they read whole
  * lines; a unit may lie in two groups or more, so sums are per channel until
  * the end. */
@@ -141,56 +361,63 @@ template <int V> static DEV seat my_seat(uint32_t c)
     return s;
 }
 
-/* A value near the mean of group g of picture n, from a few positions: sums of
- * squares around it lose nothing, as those around 0 would where the mean is
- * far above the deviation. Always by a whole warp. */
-static DEV float near_mean(const g_group &a, uint32_t n, uint32_t g)
+/* The first position of part i of n of hw. */
+static DEV uint32_t part_start(uint32_t hw, uint32_t i, uint32_t n)
 {
-    uint32_t each = a.c / a.groups, samples = a.hw < 4 ? a.hw : 4;
-    float v, sum = 0;
-
-    for (uint32_t i = my_lane(); i < each * samples; i += 32) {
-        uint32_t at = i / each * (a.hw / samples);
-
-        load<1>(&v, a.x, (n * a.hw + at) * a.c + g * each + i % each);
-        sum += v;
-    }
-    return warp_sum(sum) / (float)(each * samples);
+    return (uint32_t)((uint64_t)hw * i / n);
 }
 
-/* Shared: shift per group; sum and sum of squares per thread and channel. */
-template <int V> static DEV void do_group_sum(const g_group &a)
+/* Add n numbers of this mean and sum of squares around it to m others. */
+static DEV void join(float *part, float m, float n, float mean, float square)
 {
-    DYNAMIC_SHARED(float, shift);
-    float *sum = shift + a.groups, *square = sum + GPU_THREADS * V;
+    float far = mean - part[0];
+
+    if (m == 0)
+        far = mean, part[0] = 0;
+    part[0] += far * (n / (m + n));
+    part[1] += square + (m == 0 ? 0 : far * far * (m * n / (m + n)));
+}
+
+/* The first value of group g of picture n. */
+static DEV float first_of(const g_group &a, g_in x, uint32_t n, uint32_t g)
+{
+    float v;
+
+    load<1>(&v, x, n * a.hw * a.c + g * (a.c / a.groups));
+    return v;
+}
+
+/* Shared: mean, less the first value, and sum of squares around it, per thread
+ * and channel. */
+template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
+{
+    DYNAMIC_SHARED(float, mean);
+    float *square = mean + GPU_THREADS * V;
     uint32_t n = blockIdx.y, split = blockIdx.x, each = a.c / a.groups;
-    uint32_t from = (uint32_t)((uint64_t)a.hw * split / a.splits);
-    uint32_t to = (uint32_t)((uint64_t)a.hw * (split + 1) / a.splits);
+    uint32_t from = part_start(a.hw, split, a.splits);
+    uint32_t to = part_start(a.hw, split + 1, a.splits);
+    float *part = a.part + 3 * (n * a.splits + split) * a.groups;
     seat s = my_seat<V>(a.c);
+    g_in x = {a.x.p, TYPE};
 
-    for (uint32_t g = threadIdx.x / 32; g < a.groups; g += GPU_THREADS / 32) {
-        float v = near_mean(a, n, g);
-
-        if (my_lane() == 0) {
-            float *part = a.part + 3 * ((n * a.splits + split) * a.groups + g);
-
-            shift[g] = v;
-            part[0] = v;
-            part[1] = part[2] = 0;
-        }
+    for (uint32_t g = threadIdx.x; g < a.groups; g += GPU_THREADS) {
+        part[3 * g] = first_of(a, x, n, g);
+        part[3 * g + 1] = part[3 * g + 2] = 0;
     }
-    __syncthreads();
     /* Wide maps take several rounds of channels. */
     for (uint32_t base = 0; base < a.c; base += s.units * V) {
         uint32_t c = base + s.unit * V, last;
-        float k[V], u[V] = {}, q[V] = {}, v[V];
 
-        if (c < a.c && s.row < s.rows) {
-#pragma unroll
-            for (int j = 0; j < V; j++)
-                k[j] = shift[(c + j) / each];
+        if (s.row < s.rows && from + s.row < to && c < a.c) {
+            uint32_t at = n * a.hw * a.c + c, here = s.row * s.units * V;
+            float k[V], u[V] = {}, q[V] = {}, v[V];
+            float count = (float)((to - from - s.row - 1) / s.rows + 1);
+
+            /* squares around the first, the mean of which is known only then */
+            load<V>(k, x, at + (from + s.row) * a.c);
+#pragma unroll 4
             for (uint32_t i = from + s.row; i < to; i += s.rows) {
-                load<V>(v, a.x, (n * a.hw + i) * a.c + c);
+                load<V>(v, x, at + i * a.c);
 #pragma unroll
                 for (int j = 0; j < V; j++) {
                     v[j] -= k[j];
@@ -198,15 +425,15 @@ template <int V> static DEV void do_group_sum(const g_group &a)
                     q[j] += v[j] * v[j];
                 }
             }
-        }
-        if (s.row < s.rows)
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                uint32_t at = (s.row * s.units + s.unit) * V + j;
+                uint32_t i = here + s.unit * V + j;
 
-                sum[at] = u[j];
-                square[at] = q[j];
+                mean[i] =
+                    k[j] - first_of(a, x, n, (c + j) / each) + u[j] / count;
+                square[i] = fmaxf(q[j] - u[j] * (u[j] / count), 0);
             }
+        }
         __syncthreads();
         /* A warp each group: those with channels of this round. */
         last = base + s.units * V < a.c ? base + s.units * V : a.c;
@@ -214,56 +441,73 @@ template <int V> static DEV void do_group_sum(const g_group &a)
              g += GPU_THREADS / 32) {
             uint32_t lo = g * each > base ? g * each : base;
             uint32_t hi = (g + 1) * each < last ? (g + 1) * each : last;
-            float t = 0, r = 0;
+            uint32_t seen = to - from < s.rows ? to - from : s.rows;
+            float all = (float)((hi - lo) * (to - from)), t = 0, r = 0, far;
 
-            for (uint32_t i = my_lane(); i < (hi - lo) * s.rows; i += 32) {
-                uint32_t at =
-                    i / (hi - lo) * s.units * V + lo - base + i % (hi - lo);
+            for (uint32_t k = 0; k < 2; k++) {
+                /* first the mean t; then the squares around it */
+                float sum = 0;
 
-                t += sum[at];
-                r += square[at];
+                for (uint32_t i = my_lane(); i < (hi - lo) * seen; i += 32) {
+                    uint32_t row = i / (hi - lo);
+                    uint32_t at = row * s.units * V + lo - base + i % (hi - lo);
+                    float count = (float)((to - from - row - 1) / s.rows + 1);
+
+                    far = mean[at] - t;
+                    sum += k ? square[at] + count * far * far : count * far;
+                }
+                sum = warp_sum(sum);
+                r = sum;
+                t = k ? t : sum / all;
             }
-            t = warp_sum(t);
-            r = warp_sum(r);
-            if (my_lane() == 0) {
-                float *part =
-                    a.part + 3 * ((n * a.splits + split) * a.groups + g);
-
-                part[1] += t;
-                part[2] += r;
-            }
+            if (my_lane() == 0)
+                join(part + 3 * g + 1, (float)((lo - g * each) * (to - from)),
+                     all, t, r);
         }
         __syncthreads();
     }
 }
 
-/* Shared: per group shift, mean less shift, 1 / deviation. */
-template <int V> static DEV void do_group_apply(const g_group &a)
+/* Put the parts of each group of each picture together, a warp each: into
+ * `whole`, the first value, mean less that, 1 / deviation. */
+static DEV void do_group_join(const g_group &a)
 {
-    DYNAMIC_SHARED(float, group);
+    uint32_t i = my_row(), n = i / a.groups, each = a.c / a.groups;
+    const float *part = a.part + 3 * (n * a.splits * a.groups + i % a.groups);
+    float *whole = a.part + 3 * (a.n * a.splits * a.groups + i);
+    float mean = 0, square = 0;
+
+    if (n >= a.n)
+        return;
+    for (uint32_t k = my_lane(); k < a.splits; k += 32)
+        mean += part[3 * k * a.groups + 1] *
+                (float)(part_start(a.hw, k + 1, a.splits) -
+                        part_start(a.hw, k, a.splits));
+    mean = warp_sum(mean) / (float)a.hw;
+    for (uint32_t k = my_lane(); k < a.splits; k += 32) {
+        float far = part[3 * k * a.groups + 1] - mean;
+
+        square += part[3 * k * a.groups + 2] +
+                  far * far * (float)each *
+                      (float)(part_start(a.hw, k + 1, a.splits) -
+                              part_start(a.hw, k, a.splits));
+    }
+    square = warp_sum(square) / ((float)a.hw * (float)each);
+    if (my_lane() == 0) {
+        whole[0] = part[0];
+        whole[1] = mean;
+        whole[2] = 1 / sqrtf(square + a.eps);
+    }
+}
+
+template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
+{
     uint32_t n = blockIdx.y, each = a.c / a.groups;
-    uint32_t from = (uint32_t)((uint64_t)a.hw * blockIdx.x / gridDim.x);
-    uint32_t to = (uint32_t)((uint64_t)a.hw * (blockIdx.x + 1) / gridDim.x);
-    float count = (float)a.hw * (float)each;
+    const float *whole = a.part + 3 * (a.n * a.splits + n) * a.groups;
+    uint32_t from = part_start(a.hw, blockIdx.x, gridDim.x);
+    uint32_t to = part_start(a.hw, blockIdx.x + 1, gridDim.x);
     seat s = my_seat<V>(a.c);
 
-    for (uint32_t g = threadIdx.x / 32; g < a.groups; g += GPU_THREADS / 32) {
-        const float *part = a.part + 3 * (n * a.splits * a.groups + g);
-        float sum = 0, square = 0;
-
-        for (uint32_t i = my_lane(); i < a.splits; i += 32) {
-            sum += part[3 * i * a.groups + 1];
-            square += part[3 * i * a.groups + 2];
-        }
-        sum = warp_sum(sum) / count;
-        square = warp_sum(square) / count - sum * sum;
-        if (my_lane() == 0) {
-            group[3 * g] = part[0];
-            group[3 * g + 1] = sum;
-            group[3 * g + 2] = 1 / sqrtf(fmaxf(square, 0) + a.eps);
-        }
-    }
-    __syncthreads();
     if (s.row >= s.rows)
         return;
     for (uint32_t c = s.unit * V; c < a.c; c += s.units * V) {
@@ -273,20 +517,21 @@ template <int V> static DEV void do_group_apply(const g_group &a)
         load<V>(b, a.bias, c);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            const float *g = group + 3 * ((c + j) / each);
+            const float *g = whole + 3 * ((c + j) / each);
 
             k[j] = g[0];
             w[j] *= g[2];
             b[j] -= g[1] * w[j];
         }
+#pragma unroll 4
         for (uint32_t i = from + s.row; i < to; i += s.rows) {
             uint32_t at = (n * a.hw + i) * a.c + c;
+            held<TYPE, V> x = hold<TYPE, V>(a.x.p, at);
 
-            load<V>(v, a.x, at);
 #pragma unroll
             for (int j = 0; j < V; j++)
-                v[j] = (v[j] - k[j]) * w[j] + b[j];
-            activate_all<V>(v, a.act);
+                v[j] = (x[j] - k[j]) * w[j] + b[j];
+            activate_for<V>(v, a.act, a.y.type);
             store<V>(a.y, at, v);
         }
     }
@@ -295,10 +540,25 @@ template <int V> static DEV void do_group_apply(const g_group &a)
 #define ROWS_THREADS (32 * GPU_ROWS)
 KERNEL(layer_norm, g_rows, ROWS_THREADS, 1, do_layer_norm<1>(a))
 KERNEL(layer_norm_8, g_rows, ROWS_THREADS, 1, do_layer_norm<8>(a))
+KERNEL(layer_norm_bf16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_BF16>(a))
+KERNEL(layer_norm_f16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_F16>(a))
 KERNEL(batch_norm, g_rows, ROWS_THREADS, 1, do_batch_norm(a))
 KERNEL(softmax, g_rows, ROWS_THREADS, 1, do_softmax(a))
+KERNEL(soften_8, g_soften, GPU_THREADS, 1, do_soften(a))
 KERNEL(argmax, g_rows, ROWS_THREADS, 1, do_argmax(a))
-KERNEL(group_sum, g_group, GPU_THREADS, 1, do_group_sum<1>(a))
-KERNEL(group_sum_8, g_group, GPU_THREADS, 1, do_group_sum<8>(a))
-KERNEL(group_apply, g_group, GPU_THREADS, 1, do_group_apply<1>(a))
-KERNEL(group_apply_8, g_group, GPU_THREADS, 1, do_group_apply<8>(a))
+#define GROUP_WHOLE(v)                                                         \
+    KERNEL(group_bf16_##v, g_group, GPU_GROUP_THREADS, 1,                      \
+           (do_group_whole<MP_BF16, v>(a)))                                    \
+    KERNEL(group_f16_##v, g_group, GPU_GROUP_THREADS, 1,                       \
+           (do_group_whole<MP_F16, v>(a)))
+GROUP_WHOLE(2)
+GROUP_WHOLE(4)
+GROUP_WHOLE(8)
+KERNEL(group_join, g_group, ROWS_THREADS, 1, do_group_join(a))
+#define GROUP(v, suffix)                                                       \
+    KERNEL(group_sum##suffix, g_group, GPU_THREADS, 1,                         \
+           BY_TYPE(do_group_sum, v))                                           \
+    KERNEL(group_apply##suffix, g_group, GPU_THREADS, 1,                       \
+           BY_TYPE(do_group_apply, v))
+GROUP(1, )
+GROUP(8, _8)

@@ -18,122 +18,64 @@ static uint32_t rows(const struct mp_value *v)
     return (uint32_t)v->count / last(v);
 }
 
-static int launch(const struct call *k, enum gpu_kernel kernel, size_t x,
-                  size_t y, size_t z, uint32_t threads, size_t shared,
-                  const void *arg)
-{
-    const struct gpu_launch l = {
-        .kernel = kernel,
-        .grid = {(uint32_t)x, (uint32_t)y, (uint32_t)z},
-        .threads = threads,
-        .shared = shared,
-        .arg = arg,
-    };
-
-    return gpu_launch(k->plan->device->gpu, &l, k->err);
-}
-
-/* ---- attention ---- */
-
-static const struct {
-    uint32_t width, slice, keys; /* as in attention.cu */
-    int wide;
-    enum gpu_kernel bf16, f16;
-} flash[] = {
-    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48},
-    {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80},
-    {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160},
-    {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512},
-};
-#define NFLASH (int)(sizeof flash / sizeof *flash)
-
-static uint32_t head_width(const struct call *k)
-{
-    return last(cuda_in_value(k, 0)) / (uint32_t)k->s->attr.heads;
-}
-
-/* Row of the table, or -1: only the exact kernel will do. */
-static int flash_for(const struct call *k)
-{
-    uint32_t d = head_width(k);
-    int t = cuda_in_value(k, 0)->dtype, i = 0;
-
-    if ((t != MP_BF16 && t != MP_F16) || d % 8)
-        return -1;
-    for (int j = 1; j < 3; j++)
-        if (cuda_in(k, j).type != t)
-            return -1;
-    while (i < NFLASH && flash[i].width < d)
-        i++;
-    return i < NFLASH ? i : -1;
-}
-
-static int attention(const struct call *k)
-{
-    const struct mp_value *q = cuda_in_value(k, 0), *kv = cuda_in_value(k, 1);
-    const struct g_attention a = {
-        .y = cuda_out(k),
-        .q = cuda_in(k, 0),
-        .k = cuda_in(k, 1),
-        .v = cuda_in(k, 2),
-        .n = (uint32_t)q->dim[0],
-        .t = (uint32_t)q->dim[1],
-        .s = (uint32_t)kv->dim[1],
-        .heads = (uint32_t)k->s->attr.heads,
-        .d = head_width(k),
-        .kv_batch = kv->dim[0] == 1 ? 0 : (uint32_t)(kv->dim[1] * kv->dim[2]),
-        .scale = k->s->attr.scale,
-    };
-    int i = flash_for(k);
-    size_t shared;
-
-    if (i < 0)
-        return launch(k, GPU_attention, (a.t + GPU_ROWS - 1) / GPU_ROWS,
-                      a.heads, a.n, 32 * GPU_ROWS,
-                      GPU_ROWS * a.d * sizeof(float), &a);
-    shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
-    if (flash[i].wide)
-        shared += GPU_FLASH_QUERIES * (flash[i].width + 8);
-    return launch(k, a.q.type == MP_BF16 ? flash[i].bf16 : flash[i].f16,
-                  (a.t + GPU_FLASH_QUERIES - 1) / GPU_FLASH_QUERIES,
-                  a.heads * ((a.d + flash[i].slice - 1) / flash[i].slice), a.n,
-                  128, shared * sizeof(uint16_t), &a);
-}
-
-static const char *attention_name(const struct call *k)
-{
-    return flash_for(k) < 0 ? "attention" : "flash";
-}
-
-static int attention_check(const struct call *k)
-{
-    if (GPU_ROWS * head_width(k) * sizeof(float) >
-        gpu_shared(k->plan->device->gpu))
-        return mp_fail(k->err, MP_ENOTSUP,
-                       "cuda: attention: heads of %u channels are too wide",
-                       head_width(k));
-    return 0;
-}
-
 /* ---- norms ---- */
 
-/* Parts that sums of a picture are taken in. The same for any batch, so that
- * a picture's result does not depend on its neighbours. */
+static uint64_t positions(const struct mp_value *x)
+{
+    return rows(x) / (uint64_t)x->dim[0];
+}
+
+/* Groups that a block can hold are a block each: its kernel, or NO_KERNEL.
+ * Whether they are depends on nothing but the picture, as do the parts that
+ * sums of the others are taken in: so its result does not depend on its
+ * neighbours in the batch. */
+#define NO_KERNEL GPU_KERNEL_COUNT
+
+static enum gpu_kernel held_group(const struct call *k)
+{
+    static const struct {
+        uint32_t v;
+        enum gpu_kernel bf16, f16;
+    } by[] = {
+        {8, GPU_group_bf16_8, GPU_group_f16_8},
+        {4, GPU_group_bf16_4, GPU_group_f16_4},
+        {2, GPU_group_bf16_2, GPU_group_f16_2},
+    };
+    const struct mp_value *x = cuda_in_value(k, 0);
+    uint32_t each = last(x) / (uint32_t)k->s->attr.groups, units;
+    int type = cuda_in(k, 0).type, i = 0;
+
+    while (i < 3 && each % by[i].v)
+        i++;
+    if (i == 3 || (type != MP_BF16 && type != MP_F16))
+        return NO_KERNEL;
+    units = each / by[i].v;
+    if (units > GPU_GROUP_THREADS ||
+        positions(x) > (uint64_t)GPU_GROUP_HELD * (GPU_GROUP_THREADS / units))
+        return NO_KERNEL;
+    return type == MP_BF16 ? by[i].bf16 : by[i].f16;
+}
+
+static uint32_t between(uint64_t least, uint64_t v, uint64_t most)
+{
+    return (uint32_t)(v < least ? least : v > most ? most : v);
+}
+
 static uint32_t splits(const struct mp_value *x)
 {
-    uint64_t hw = rows(x) / (uint64_t)x->dim[0];
-    uint64_t n = hw * last(x) / 32768;
+    uint64_t n = positions(x);
 
-    n = n < 1 ? 1 : n > 64 ? 64 : n;
-    return (uint32_t)(n < hw ? n : hw);
+    return between(1, n * last(x) / 16384, n < 256 ? n : 256);
 }
 
 static size_t group_norm_scratch(const struct call *k)
 {
     const struct mp_value *x = cuda_in_value(k, 0);
 
-    return (size_t)x->dim[0] * splits(x) * (size_t)k->s->attr.groups * 3 *
-           sizeof(float);
+    return held_group(k) != NO_KERNEL
+               ? 0
+               : (size_t)x->dim[0] * (splits(x) + 1) *
+                     (size_t)k->s->attr.groups * 3 * sizeof(float);
 }
 
 static int group_norm(const struct call *k)
@@ -146,24 +88,29 @@ static int group_norm(const struct call *k)
         .bias = cuda_in(k, 2),
         .part = (float *)(uintptr_t)k->plan->scratch,
         .n = (uint32_t)x->dim[0],
-        .hw = rows(x) / (uint32_t)x->dim[0],
+        .hw = (uint32_t)positions(x),
         .c = last(x),
         .groups = (uint32_t)k->s->attr.groups,
         .splits = splits(x),
         .eps = k->s->attr.eps,
         .act = k->s->attr.act,
     };
-    uint32_t v = a.c % 8 ? 1 : 8;
-    /* Some 16 K elements a block: each reads all sums of its picture first. */
-    uint32_t blocks = (uint32_t)(((uint64_t)a.hw * a.c + 16383) / 16384);
-    int rc;
+    enum gpu_kernel held = held_group(k);
+    int by_8 = a.c % 8 == 0, rc;
+    size_t seats = GPU_THREADS * (by_8 ? 8 : 1);
+    uint32_t blocks = between(1, (uint64_t)a.hw * a.c / 16384, a.hw);
 
-    rc = launch(k, v == 8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n, 1,
-                GPU_THREADS, (a.groups + 2 * GPU_THREADS * v) * sizeof(float),
-                &a);
+    if (held != NO_KERNEL)
+        return cuda_launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
+    rc = cuda_launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n,
+                     1, GPU_THREADS, 2 * seats * sizeof(float), &a);
     if (!rc)
-        rc = launch(k, v == 8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
-                    a.n, 1, GPU_THREADS, 3 * a.groups * sizeof(float), &a);
+        rc = cuda_launch(k, GPU_group_join,
+                         (a.n * a.groups + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                         32 * GPU_ROWS, 0, &a);
+    if (!rc)
+        rc = cuda_launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
+                         a.n, 1, GPU_THREADS, 0, &a);
     return rc;
 }
 
@@ -190,9 +137,12 @@ static int by_rows(const struct call *k)
     for (int i = 1; i < k->s->nin; i++)
         *more[i - 1] = cuda_in(k, i);
     if (which == GPU_layer_norm && a.c % 8 == 0)
-        which = GPU_layer_norm_8;
-    return launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
-                  32 * GPU_ROWS, 0, &a);
+        which = a.c > GPU_LAYER       ? GPU_layer_norm_8
+                : a.x.type == MP_BF16 ? GPU_layer_norm_bf16
+                : a.x.type == MP_F16  ? GPU_layer_norm_f16
+                                      : GPU_layer_norm_8;
+    return cuda_launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
+                       32 * GPU_ROWS, 0, &a);
 }
 
 /* ---- pointwise ---- */
@@ -351,7 +301,6 @@ static const struct {
     size_t (*scratch)(const struct call *k);
     const char *name;
 } table[MP_OP_COUNT] = {
-    [MP_OP_ATTENTION] = {attention, NULL, NULL},
     [MP_OP_GROUP_NORM] = {group_norm, group_norm_scratch, "own"},
     [MP_OP_LAYER_NORM] = {by_rows, NULL, "own"},
     [MP_OP_BATCH_NORM] = {by_rows, NULL, "own"},
@@ -370,17 +319,6 @@ static const struct {
     [MP_OP_FLOAT] = {map, NULL, "own"},
 };
 
-/* Keys and values go into products with queries of 16 bits. */
-static enum mp_dtype type_of(const struct call *k, int i)
-{
-    enum mp_dtype q = cuda_in_value(k, 0)->dtype;
-
-    return k->s->op == MP_OP_ATTENTION && i > 0 &&
-                   cuda_in_value(k, 0)->place == MP_ARENA
-               ? q
-               : MP_F32;
-}
-
 int cuda_own_compile(const struct call *k, const struct mp_program *p)
 {
     int rc = 0;
@@ -390,13 +328,10 @@ int cuda_own_compile(const struct call *k, const struct mp_program *p)
                        (int)k->s->op);
     for (int i = 0; i < k->s->nin && !rc; i++)
         if (cuda_in_value(k, i)->place == MP_CONSTANT)
-            rc = cuda_pack(k, p, i, PLAIN, type_of(k, i));
-    if (!rc && k->s->op == MP_OP_ATTENTION)
-        rc = attention_check(k);
+            rc = cuda_pack(k, p, i, PLAIN, MP_F32);
     if (!rc && table[k->s->op].scratch)
         k->c->scratch = table[k->s->op].scratch(k);
-    k->c->name = k->s->op == MP_OP_ATTENTION && !rc ? attention_name(k)
-                                                    : table[k->s->op].name;
+    k->c->name = table[k->s->op].name;
     return rc;
 }
 

@@ -70,18 +70,33 @@ template <int V> static DEV void do_copy(const g_copy &a)
     store<V>(a.y, row * a.y_row + at, v);
 }
 
+static DEV void do_widen(const g_copy &a)
+{
+    uint32_t i = my_index() * 8, row = i / a.y_row, at = i - row * a.y_row;
+    float v[8] = {};
+
+    if (row >= a.rows)
+        return;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        if (at + j < a.n)
+            load<1>(v + j, a.x, row * a.x_row + at + j);
+    store<8>(a.y, i, v);
+}
+
 static DEV void do_pack(const g_pack &a)
 {
     uint32_t i = my_index(), c = i % a.c, tap = i / a.c;
     uint32_t tx = tap % a.tx, ty = tap / a.tx % a.ty, k = tap / a.tx / a.ty;
-    float v;
+    float v = 0;
 
     if (k >= a.k)
         return;
-    load<1>(&v, a.x,
-            (uint32_t)(a.first + (int32_t)k * a.k_step +
-                       (int32_t)ty * a.ty_step + (int32_t)tx * a.tx_step +
-                       (int32_t)c * a.c_step));
+    if (c < a.have)
+        load<1>(&v, a.x,
+                (uint32_t)(a.first + (int32_t)k * a.k_step +
+                           (int32_t)ty * a.ty_step + (int32_t)tx * a.tx_step +
+                           (int32_t)c * a.c_step));
     store<1>(a.y, i, &v);
 }
 
@@ -233,4 +248,5 @@ BOTH(nearest, g_spatial)
 BOTH(pool, g_spatial)
 BOTH(pad, g_spatial)
 BOTH(flip, g_flip)
+KERNEL(widen_8, g_copy, GPU_THREADS, 1, do_widen(a))
 KERNEL(pack, g_pack, GPU_THREADS, 1, do_pack(a))

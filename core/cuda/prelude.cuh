@@ -37,6 +37,36 @@ static DEV uint16_t float_f16(float v)
     return __half_as_ushort(__float2half_rn(v));
 }
 
+/* Two numbers of 16 bits, low first. */
+static DEV uint32_t two_bf16(float low, float high)
+{
+    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+
+    return *reinterpret_cast<uint32_t *>(&v);
+}
+
+static DEV uint32_t two_f16(float low, float high)
+{
+    __half2 v = __floats2half2_rn(low, high);
+
+    return *reinterpret_cast<uint32_t *>(&v);
+}
+
+/* 2^x, to some 22 bits. */
+static DEV float exp2_fast(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* To some 22 bits; 0 if b is very large. */
+static DEV float divide_fast(float a, float b)
+{
+    return __fdividef(a, b);
+}
+
 /* d += a b of one warp: a 16 x 16, b 16 x 8. */
 static DEV void mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
 {
@@ -122,11 +152,6 @@ struct f16 {
 
 /* ---- typed operands ---- */
 
-static DEV uint32_t pair(uint16_t low, uint16_t high)
-{
-    return (uint32_t)high << 16 | low;
-}
-
 static DEV float to_float(uint16_t v, int type)
 {
     return type == MP_BF16 ? bf16_float(v) : f16_float(v);
@@ -137,61 +162,68 @@ static DEV uint16_t to_half(float v, int type)
     return type == MP_BF16 ? float_bf16(v) : float_f16(v);
 }
 
-/* V elements from index i on. The branch on the type is the same for all
- * threads of a kernel and costs next to nothing beside the memory. */
+static DEV uint32_t to_halves(float low, float high, int type)
+{
+    return type == MP_BF16 ? two_bf16(low, high) : two_f16(low, high);
+}
+
+/* What one access moves: as long as it is aligned, and not over 16 bytes. */
+template <int V> struct alignas(2 * V) halves {
+    uint16_t v[V];
+};
+template <int V> struct alignas(V < 4 ? 4 * V : 16) floats {
+    float v[V];
+};
+
+/* V elements, 1, 2, 4 or 8, from index i on, a multiple of V. The branch on
+ * the type is the same for all threads of a kernel and costs next to nothing
+ * beside the memory; but no load is begun before the last one's branch. */
 template <int V> static DEV void load(float *v, g_in x, uint32_t i)
 {
-    if (V == 1) {
-        v[0] = x.type == MP_F32  ? ((const float *)x.p)[i]
-               : x.type == MP_U8 ? (float)((const uint8_t *)x.p)[i]
-                                 : to_float(((const uint16_t *)x.p)[i], x.type);
-    } else if (x.type == MP_F32) {
-        const float4 *p = (const float4 *)((const float *)x.p + i);
-        float4 a = p[0], b = p[1];
-
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-    } else if (x.type == MP_U8) {
-        uint2 a = *(const uint2 *)((const uint8_t *)x.p + i);
-
-        for (int j = 0; j < 4; j++) {
-            v[j] = (float)(a.x >> 8 * j & 255);
-            v[4 + j] = (float)(a.y >> 8 * j & 255);
-        }
-    } else {
-        uint4 a = *(const uint4 *)((const uint16_t *)x.p + i);
-        uint32_t w[4] = {a.x, a.y, a.z, a.w};
+    if (x.type == MP_F32) {
+        floats<V> a = *(const floats<V> *)((const float *)x.p + i);
 
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            v[2 * j] = to_float((uint16_t)w[j], x.type);
-            v[2 * j + 1] = to_float((uint16_t)(w[j] >> 16), x.type);
-        }
+        for (int j = 0; j < V; j++)
+            v[j] = a.v[j];
+    } else if (x.type == MP_U8) {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            v[j] = (float)((const uint8_t *)x.p)[i + j];
+    } else {
+        halves<V> a = *(const halves<V> *)((const uint16_t *)x.p + i);
+
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            v[j] = to_float(a.v[j], x.type);
     }
 }
 
 template <int V> static DEV void store(g_out y, uint32_t i, const float *v)
 {
-    if (V == 1) {
-        if (y.type == MP_F32)
-            ((float *)y.p)[i] = v[0];
-        else if (y.type == MP_U8)
-            ((uint8_t *)y.p)[i] = (uint8_t)v[0];
-        else
-            ((uint16_t *)y.p)[i] = to_half(v[0], y.type);
-    } else if (y.type == MP_F32) {
-        float4 *p = (float4 *)((float *)y.p + i);
-
-        p[0] = make_float4(v[0], v[1], v[2], v[3]);
-        p[1] = make_float4(v[4], v[5], v[6], v[7]);
-    } else {
-        uint32_t w[4];
+    if (y.type == MP_F32) {
+        floats<V> a;
 
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            w[j] =
-                pair(to_half(v[2 * j], y.type), to_half(v[2 * j + 1], y.type));
-        *(uint4 *)((uint16_t *)y.p + i) = make_uint4(w[0], w[1], w[2], w[3]);
+        for (int j = 0; j < V; j++)
+            a.v[j] = v[j];
+        *(floats<V> *)((float *)y.p + i) = a;
+    } else if (y.type == MP_U8) {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            ((uint8_t *)y.p)[i + j] = (uint8_t)v[j];
+    } else {
+        halves<V> a;
+
+        a.v[0] = to_half(v[0], y.type);
+#pragma unroll
+        for (int j = 0; j < V - 1; j += 2) {
+            uint32_t two = to_halves(v[j], v[j + 1], y.type);
+
+            a.v[j] = (uint16_t)two;
+            a.v[j + 1] = (uint16_t)(two >> 16);
+        }
+        *(halves<V> *)((uint16_t *)y.p + i) = a;
     }
 }
 
@@ -218,6 +250,12 @@ static DEV float activate(float x, int act)
     default:
         return x;
     }
+}
+
+/* SiLU as good as 16 bits need it. */
+static DEV float silu_fast(float x)
+{
+    return divide_fast(x, 1 + exp2_fast(x * -1.44269504f));
 }
 
 template <int V> static DEV void activate_all(float *v, int act)

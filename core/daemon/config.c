@@ -43,6 +43,8 @@ static const struct mp_option limits_rows[] = {
         "Largest JSON part of a request"),
     ROW(limits, header, INT, "32", 4, 1024, NULL, "KiB",
         "Largest head of a request: its first line and header lines"),
+    ROW(limits, pictures, INT, "64", 1, 4096, NULL, NULL,
+        "Most pictures of a request"),
     ROW(limits, chunks, INT, "65536", 1, 0x7fffffff, NULL, NULL,
         "Most pieces of a chunked body"),
     ROW(limits, connections, INT, "1024", 1, 1000000, NULL, NULL,
@@ -83,7 +85,8 @@ static const struct mp_option worker_rows[] = {
 };
 static const struct mp_option pipeline_rows[] = {
     PIPE(file, STRING, NULL, 0, 0, NULL, NULL,
-        "Its configuration, see mpipe.conf(5), from the folder of this file"),
+        "Its configuration, see mpipe.conf(5), from the folder of this file; "
+        "without: what is set here"),
     PIPE(load, CHOICE, "at-start", 0, 0, "at-start on-demand", NULL,
         "When to load it: before mpiped is ready, or for its first request"),
     PIPE(worker, STRING, "main", 0, 0, NULL, NULL,
@@ -159,20 +162,33 @@ static int take_inline(struct mp_pipeline_entry *e, struct mp_conf *c,
     return 0;
 }
 
-static int check_entry(struct mp_pipeline_entry *e, const char *folder,
-                       struct mp_error *err)
+/* Which head it has, as far as that can be told without heads: what is wrong
+ * with the file is a worker's to find. */
+static int find_head(struct mp_pipeline_entry *e, struct mp_error *err)
 {
-    if (!mp_is_name(e->worker, strlen(e->worker)))
-        return mp_fail(err, MP_EINVAL,
-                       "worker = %s: up to %d letters, digits and . _ -",
-                       e->worker, NAME_MOST);
+    struct mp_conf *c = mp_conf_new();
+    struct mp_error unused;
+    const char *head;
+
+    if (!c)
+        return no_memory(err);
+    if (e->config)
+        mp_conf_file(c, e->config, &unused);
+    for (char **a = e->assign; *a; a++)
+        mp_conf_set(c, *a, &unused);
+    head = mp_conf_get(c, "pipeline", "head");
+    e->head = head ? strdup(head) : NULL;
+    mp_conf_free(c);
+    return head && !e->head ? no_memory(err) : 0;
+}
+
+static int check_file(struct mp_pipeline_entry *e, struct mp_error *err)
+{
     if (!e->file || !*e->file)
-        return mp_fail(err, MP_EINVAL,
-                       "file is not set: it names the pipeline's "
-                       "configuration");
+        return 0;
     if ((*e->file == '/'
              ? asprintf(&e->config, "%s", e->file)
-             : asprintf(&e->config, "%s/%s", folder, e->file)) < 0) {
+             : asprintf(&e->config, "%s/%s", e->folder, e->file)) < 0) {
         e->config = NULL;
         return no_memory(err);
     }
@@ -180,6 +196,26 @@ static int check_entry(struct mp_pipeline_entry *e, const char *folder,
         return mp_fail(err, MP_EINVAL, "file = %s: %s cannot be read", e->file,
                        e->config);
     return 0;
+}
+
+static int check_entry(struct mp_pipeline_entry *e, const char *folder,
+                       struct mp_error *err)
+{
+    int rc;
+
+    e->folder = folder;
+    if (!mp_is_name(e->worker, strlen(e->worker)))
+        return mp_fail(err, MP_EINVAL,
+                       "worker = %s: up to %d letters, digits and . _ -",
+                       e->worker, NAME_MOST);
+    rc = check_file(e, err);
+    if (!rc)
+        rc = find_head(e, err);
+    if (!rc && !e->config && !e->head)
+        rc = mp_fail(err, MP_EINVAL,
+                     "file is not set, which names the pipeline's "
+                     "configuration; without it, pipeline.head is needed here");
+    return rc;
 }
 
 static int add_pipeline(struct mp_daemon_conf *c, const char *section,
@@ -306,6 +342,7 @@ void mp_daemon_conf_free(struct mp_daemon_conf *c)
         free(c->pipeline[i].value);
         free(c->pipeline[i].name);
         free(c->pipeline[i].config);
+        free(c->pipeline[i].head);
     }
     free(c->pipeline);
     mp_conf_free(c->conf);

@@ -15,9 +15,11 @@ enum mp_load { MP_AT_START, MP_ON_DEMAND };
 
 struct mp_pipeline_entry {
     char *name;
-    char *config; /* path of its file */
-    char *file;   /* as it was written */
-    int32_t load; /* enum mp_load */
+    char *config;       /* path of its file; NULL: it has none */
+    char *file;         /* as it was written; NULL */
+    const char *folder; /* of the daemon's configuration */
+    char *head;         /* that it has; NULL: not known */
+    int32_t load;       /* enum mp_load */
     char *worker;
     double batch_window;    /* milliseconds */
     char **assign;          /* "section.key=value", NULL ends them */
@@ -32,6 +34,7 @@ struct mp_daemon_conf {
     } http;
     struct {
         int32_t body, json, header; /* MiB, MiB, KiB */
+        int32_t pictures;           /* of a request */
         int32_t chunks, connections, connections_per_address;
         double request_time, idle_time; /* seconds */
         int32_t queue, in_flight;

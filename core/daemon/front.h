@@ -18,6 +18,7 @@
 #include "config.h"
 #include "link.h"
 #include "queue.h"
+#include "tally.h"
 
 struct mp_front;
 struct pipeline;
@@ -28,27 +29,31 @@ enum mp_request_kind { MP_WANT_INFER, MP_WANT_LOAD, MP_WANT_UNLOAD };
  * mp_front_submit until done is called (perhaps before that returns). */
 struct mp_request {
     enum mp_request_kind kind;
-    const char *pipeline;   /* name */
-    json_t *text;           /* INFER: see worker.h, without "pipeline" */
-    struct mp_blob picture; /* INFER */
-    uint64_t client;        /* who takes turns with others */
-    int priority;           /* 1 first ... 9 last */
-    double timeout;         /* seconds; 0: that of the configuration */
-    int watch;              /* socket that hangs up if nobody waits any more */
+    const char *pipeline; /* name */
+    /* INFER: */
+    json_t *text;        /* see worker.h: what holds of all pictures */
+    json_t *pictures;    /* and of each: a list of objects, one at least */
+    struct mp_blob blob; /* where they are */
+    uint64_t client;     /* who takes turns with others */
+    int priority;        /* 1 first ... 9 last */
+    double timeout;      /* seconds; 0: that of the configuration */
+    int watch;           /* socket that hangs up if nobody waits any more */
     void (*done)(struct mp_request *r);
     void *user;
 
-    int status;             /* of HTTP; 200: answer and results are there */
-    char error[400];        /* else this */
-    char stage[16];         /* of a picture that failed; else "" */
-    json_t *answer;         /* of the worker */
-    struct mp_blob results; /* its data */
+    int status;           /* of HTTP; 200: the parts are there */
+    char error[400];      /* else this */
+    char stage[16];       /* of a picture that failed; else "" */
+    struct mp_part *part; /* of each picture, in their order */
+    size_t npart;
 
     struct mp_queued queued; /* from here on the front's */
+    size_t nsent, ndone;     /* parts */
+    struct stages stages;    /* of those */
     struct mp_request *next, *prev;
     struct pipeline *target;
     uint64_t id;
-    double arrived, sent;
+    double arrived;
 };
 
 /* args: of a worker process after its name, NULL-ended. The configuration
@@ -74,7 +79,7 @@ int mp_front_is_ready(struct mp_front *f, const char *name);
 int mp_front_has(struct mp_front *f, const char *name);
 /* What a worker said of a pipeline, see worker.c; NULL: not loaded. */
 json_t *mp_front_describe(struct mp_front *f, const char *name);
-/* [{"name", "version", "state", "reason"}, ...] */
+/* [{"name", "version", "state", "reason", "load", "head"}, ...] */
 json_t *mp_front_index(struct mp_front *f, int ready_only);
 /* {"model_stats": [...]}; name NULL: of all. */
 json_t *mp_front_stats(struct mp_front *f, const char *name);

@@ -6,15 +6,7 @@
 #include <time.h>
 #include "front_impl.h"
 #include "progress.h"
-
-static struct pipeline *find(const struct mp_front *f, const char *name)
-{
-    struct pipeline *p = f->pipelines;
-
-    while (p && (p->is_gone || strcmp(p->entry->name, name)))
-        p = p->next;
-    return p;
-}
+#include "text.h"
 
 int mp_front_is_ready(struct mp_front *f, const char *name)
 {
@@ -23,7 +15,7 @@ int mp_front_is_ready(struct mp_front *f, const char *name)
     pthread_mutex_lock(&f->lock);
     ready = !f->draining;
     if (name) {
-        const struct pipeline *p = find(f, name);
+        const struct pipeline *p = mp_front_find(f, name);
 
         ready = ready && p && p->state == READY;
     } else {
@@ -40,7 +32,7 @@ int mp_front_has(struct mp_front *f, const char *name)
     int has;
 
     pthread_mutex_lock(&f->lock);
-    has = find(f, name) != NULL;
+    has = mp_front_find(f, name) != NULL;
     pthread_mutex_unlock(&f->lock);
     return has;
 }
@@ -51,7 +43,7 @@ json_t *mp_front_describe(struct mp_front *f, const char *name)
     json_t *about = NULL;
 
     pthread_mutex_lock(&f->lock);
-    p = find(f, name);
+    p = mp_front_find(f, name);
     if (p && p->state == READY)
         about = json_incref(p->about);
     pthread_mutex_unlock(&f->lock);
@@ -84,9 +76,12 @@ json_t *mp_front_index(struct mp_front *f, int ready_only)
     for (const struct pipeline *p = f->pipelines; p; p = p->next)
         if (!p->is_gone && (!ready_only || p->state == READY))
             json_array_append_new(
-                list, json_pack("{s:s, s:s, s:s, s:s}", "name", p->entry->name,
-                                "version", "1", "state", state_name(p),
-                                "reason", reason_of(p)));
+                list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*}", "name",
+                                p->entry->name, "version", "1", "state",
+                                state_name(p), "reason", reason_of(p), "load",
+                                p->entry->load == MP_ON_DEMAND ? "on-demand"
+                                                               : "at-start",
+                                "head", p->entry->head));
     pthread_mutex_unlock(&f->lock);
     return list;
 }
@@ -112,10 +107,10 @@ json_t *mp_front_errors(struct mp_front *f)
 
 /* ---- statistics ---- */
 
-static json_t *duration_json(const struct duration *d)
+static json_t *duration_json(uint64_t count, double seconds)
 {
-    return json_pack("{s:I, s:I}", "count", (json_int_t)d->count, "ns",
-                     (json_int_t)(d->seconds * 1e9));
+    return json_pack("{s:I, s:I}", "count", (json_int_t)count, "ns",
+                     (json_int_t)(seconds * 1e9));
 }
 
 static json_t *memory_json(const struct pipeline *p)
@@ -128,24 +123,46 @@ static json_t *memory_json(const struct pipeline *p)
                      bytes);
 }
 
+/* Of each number of views that runs have had. */
+static json_t *batches_json(const struct tally *t)
+{
+    json_t *list = json_array();
+
+    for (int i = 0; i < BATCH_MOST; i++) {
+        const struct stages *s = &t->batch[i].stages;
+        uint64_t runs = (uint64_t)(t->batch[i].runs + 0.5);
+
+        if (runs)
+            json_array_append_new(
+                list,
+                json_pack("{s:i, s:o, s:o, s:o}", "batch_size", i + 1,
+                          "compute_input", duration_json(runs, s->input),
+                          "compute_infer", duration_json(runs, s->infer),
+                          "compute_output", duration_json(runs, s->output)));
+    }
+    return list;
+}
+
 static json_t *stats_json(const struct pipeline *p)
 {
-    const struct stats *s = &p->stats;
-    struct duration none = {0};
-    json_t *all = json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "success",
-        duration_json(&s->success), "fail", duration_json(&s->fail), "queue",
-        duration_json(&s->queue), "compute_input", duration_json(&s->input),
-        "compute_infer", duration_json(&s->infer), "compute_output",
-        duration_json(&s->output), "cache_hit", duration_json(&none),
-        "cache_miss", duration_json(&none));
+    const struct tally *t = &p->tally;
+    uint64_t n = t->success.count;
+    json_t *all =
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "success",
+                  duration_json(n, t->success.seconds), "fail",
+                  duration_json(t->fail.count, t->fail.seconds), "queue",
+                  duration_json(n, t->queue.seconds), "compute_input",
+                  duration_json(n, t->stages.input), "compute_infer",
+                  duration_json(n, t->stages.infer), "compute_output",
+                  duration_json(n, t->stages.output), "cache_hit",
+                  duration_json(0, 0), "cache_miss", duration_json(0, 0));
 
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:[], s:o}", "name",
-                     p->entry->name, "version", "1", "last_inference",
-                     (json_int_t)s->last, "inference_count",
-                     (json_int_t)s->success.count, "execution_count",
-                     (json_int_t)(s->runs + 0.5), "inference_stats", all,
-                     "batch_stats", "memory_usage", memory_json(p));
+    return json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o}", "name", p->entry->name,
+        "version", "1", "last_inference", (json_int_t)t->last,
+        "inference_count", (json_int_t)t->pictures, "execution_count",
+        (json_int_t)(t->runs + 0.5), "inference_stats", all, "batch_stats",
+        batches_json(t), "memory_usage", memory_json(p));
 }
 
 json_t *mp_front_stats(struct mp_front *f, const char *name)
@@ -185,7 +202,12 @@ static void requests(FILE *o, const struct mp_front *f)
     for (int i = 0; i < RESULTS; i++)
         fprintf(o, "mpipe_requests_total{model=\"%s\",result=\"%s\"} %llu\n",
                 p->entry->name, names[i],
-                (unsigned long long)p->stats.results[i]);
+                (unsigned long long)p->tally.results[i]);
+    head(o, "mpipe_pictures_total", "counter",
+         "Pictures that the network has seen.");
+    EACH_PIPELINE(p)
+    fprintf(o, "mpipe_pictures_total{model=\"%s\"} %llu\n", p->entry->name,
+            (unsigned long long)p->tally.pictures);
     head(o, "mpipe_request_duration_seconds", "histogram",
          "From arrival to answer.");
     EACH_PIPELINE(p)
@@ -198,14 +220,14 @@ static void requests(FILE *o, const struct mp_front *f)
                     "mpipe_request_duration_seconds_bucket{model=\"%s\",le="
                     "\"%g\"} %llu\n",
                     m, mp_time_buckets[i],
-                    n += (unsigned long long)p->stats.took[i]);
-        n += p->stats.took[TIME_BUCKETS];
+                    n += (unsigned long long)p->tally.took[i]);
+        n += p->tally.took[TIME_BUCKETS];
         fprintf(o,
                 "mpipe_request_duration_seconds_bucket{model=\"%s\",le="
                 "\"+Inf\"} %llu\n"
                 "mpipe_request_duration_seconds_sum{model=\"%s\"} %.9g\n"
                 "mpipe_request_duration_seconds_count{model=\"%s\"} %llu\n",
-                m, n, m, p->stats.success.seconds + p->stats.fail.seconds, m,
+                m, n, m, p->tally.success.seconds + p->tally.fail.seconds, m,
                 n);
     }
 }
@@ -218,17 +240,17 @@ static void stages(FILE *o, const struct mp_front *f)
     {
         const struct {
             const char *name;
-            const struct duration *d;
-        } stage[] = {{"queue", &p->stats.queue},
-                     {"input", &p->stats.input},
-                     {"infer", &p->stats.infer},
-                     {"output", &p->stats.output}};
+            double seconds;
+        } stage[] = {{"queue", p->tally.queue.seconds},
+                     {"input", p->tally.stages.input},
+                     {"infer", p->tally.stages.infer},
+                     {"output", p->tally.stages.output}};
 
         for (int i = 0; i < 4; i++)
             fprintf(
                 o,
                 "mpipe_stage_seconds_total{model=\"%s\",stage=\"%s\"} %.9g\n",
-                p->entry->name, stage[i].name, stage[i].d->seconds);
+                p->entry->name, stage[i].name, stage[i].seconds);
     }
     head(o, "mpipe_queue_length", "gauge", "Requests that wait.");
     EACH_PIPELINE(p)
@@ -283,6 +305,11 @@ static void workers(FILE *o, const struct mp_front *f)
     EACH_WORKER(w)
     fprintf(o, "mpipe_worker_deaths_total{worker=\"%s\"} %llu\n", w->name,
             (unsigned long long)w->deaths);
+    head(o, "mpipe_worker_cpu_seconds_total", "counter",
+         "Time on processors; its rate is how many it uses.");
+    EACH_WORKER(w)
+    fprintf(o, "mpipe_worker_cpu_seconds_total{worker=\"%s\"} %.9g\n", w->name,
+            w->cpu + (w->pid ? mp_process_cpu(w->pid) : 0));
     head(o, "mpipe_worker_resident_bytes", "gauge", "Memory of the process.");
     EACH_WORKER(w)
     if (w->pid)
@@ -292,12 +319,12 @@ static void workers(FILE *o, const struct mp_front *f)
 
 char *mp_front_metrics(struct mp_front *f)
 {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *o = open_memstream(&text, &n);
+    struct mp_text text;
+    FILE *o;
 
-    if (!o)
+    if (mp_text_open(&text))
         return NULL;
+    o = text.f;
     pthread_mutex_lock(&f->lock);
     head(o, "mpipe_uptime_seconds", "gauge", "Since mpiped began.");
     fprintf(o, "mpipe_uptime_seconds %.3f\n", mp_now() - f->began);
@@ -305,8 +332,6 @@ char *mp_front_metrics(struct mp_front *f)
     stages(o, f);
     workers(o, f);
     pthread_mutex_unlock(&f->lock);
-    if (!fclose(o))
-        return text;
-    free(text);
-    return NULL;
+    mp_text_close(&text);
+    return text.bytes;
 }

@@ -1,473 +1,28 @@
 /* SPDX-License-Identifier: MIT */
-/* http.c - addresses, limits and rights; see http.h. */
-#include <errno.h>
-#include <microhttpd.h>
+/* http.c - connections, bodies and limits; see http.h. */
 #include <netinet/in.h>
-#include <pthread.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-#include "http.h"
-#include "page.h"
+#include "accept.h"
+#include "http_impl.h"
 #include "progress.h"
-#include "protocol.h"
+#include "repository.h"
 #include "zip.h"
 
-#define ZIP_LEAST 1024 /* bytes; less is not worth it */
-#define SEND_TIME 5    /* seconds, at the end, for answers to be read */
-
-/* What is known of a connection. */
-struct peer {
-    struct peer *next, *prev;
-    int fd;
-    double since; /* it has been asking */
-    int busy;     /* its request is being served */
-    uint64_t client;
-};
-
-struct mp_http {
-    struct MHD_Daemon *daemon;
-    struct mp_front *front;
-    const struct mp_daemon_conf *conf;
-    const char *token;
-    int is_tcp;
-    pthread_mutex_t lock; /* of peers */
-    struct peer *peers;
-};
-
-enum route {
-    NOWHERE,
-    PAGE,
-    METRICS,
-    SERVER,
-    LIVE,
-    ALL_READY,
-    ALL_STATS,
-    MODEL,
-    MODEL_READY,
-    MODEL_CONFIG,
-    MODEL_STATS,
-    INFER,
-    INDEX,
-    LOAD,
-    UNLOAD,
-    ERRORS,
-    NOT_HERE
-};
-
-struct exchange {
-    struct mp_http *h;
-    struct MHD_Connection *connection;
-    struct peer *peer;
-    enum route route;
-    char model[64];
-    int status; /* nonzero: refused, with this */
-    char error[400];
-    const char *allow; /* 405 */
-    struct mp_blob body;
-    size_t got; /* bytes, also of a body that is thrown away */
-    int chunked, pieces;
-    struct mp_ask ask;
-    struct mp_request request;
-    int asked, answered;
-};
-
-/* ---- refusing ---- */
-
-__attribute__((format(printf, 3, 4))) static void
-refuse(struct exchange *x, int status, const char *fmt, ...)
-{
-    va_list ap;
-
-    if (x->status)
-        return; /* the first reason */
-    va_start(ap, fmt);
-    vsnprintf(x->error, sizeof x->error, fmt, ap);
-    va_end(ap);
-    x->status = status;
-}
-
-/* ---- addresses ---- */
-
-static const struct {
-    const char *path;
-    enum route route;
-} fixed[] = {
-    {"/", PAGE},
-    {"/metrics", METRICS},
-    {"/errors", ERRORS},
-    {"/v2", SERVER},
-    {"/v2/", SERVER},
-    {"/v2/health/live", LIVE},
-    {"/v2/health/ready", ALL_READY},
-    {"/v2/models/stats", ALL_STATS},
-    {"/v2/repository/index", INDEX},
-};
-static const struct {
-    const char *path;
-    enum route route;
-} of_model[] = {
-    {"", MODEL},
-    {"/ready", MODEL_READY},
-    {"/config", MODEL_CONFIG},
-    {"/stats", MODEL_STATS},
-    {"/infer", INFER},
-};
-static const char *const elsewhere[] = {"/v2/logging", "/v2/trace/",
-                                        "/v2/systemsharedmemory",
-                                        "/v2/cudasharedmemory"};
-
-#define COUNT(a) (sizeof(a) / sizeof *(a))
-
-/* The part up to the next slash, if it can be a name. */
-static const char *take_name(struct exchange *x, const char *path)
-{
-    size_t n = strcspn(path, "/");
-
-    if (!mp_is_name(path, n) || n >= sizeof x->model)
-        return NULL;
-    snprintf(x->model, sizeof x->model, "%.*s", (int)n, path);
-    return path + n;
-}
-
-static enum route model_route(struct exchange *x, const char *path)
-{
-    static const char version[] = "/versions/1";
-    const char *rest = take_name(x, path);
-
-    if (!rest)
-        return NOWHERE;
-    if (!strncmp(rest, version, strlen(version)))
-        rest += strlen(version);
-    for (size_t i = 0; i < COUNT(of_model); i++)
-        if (!strcmp(rest, of_model[i].path))
-            return of_model[i].route;
-    return NOWHERE;
-}
-
-static enum route find_route(struct exchange *x, const char *url)
-{
-    static const char models[] = "/v2/models/";
-    static const char repository[] = "/v2/repository/models/";
-    const char *rest;
-
-    for (size_t i = 0; i < COUNT(fixed); i++)
-        if (!strcmp(url, fixed[i].path))
-            return fixed[i].route;
-    for (size_t i = 0; i < COUNT(elsewhere); i++)
-        if (!strncmp(url, elsewhere[i], strlen(elsewhere[i])))
-            return NOT_HERE;
-    if (!strncmp(url, models, strlen(models)))
-        return model_route(x, url + strlen(models));
-    if (strncmp(url, repository, strlen(repository)) ||
-        !(rest = take_name(x, url + strlen(repository))))
-        return NOWHERE;
-    return !strcmp(rest, "/load")     ? LOAD
-           : !strcmp(rest, "/unload") ? UNLOAD
-                                      : NOWHERE;
-}
-
-static int is_post(enum route r)
-{
-    return r == INFER || r == INDEX || r == LOAD || r == UNLOAD;
-}
-
-/* ---- who may ask ---- */
-
-/* Takes as long for any guess of the same length. */
-static int same_secret(const char *a, const char *b)
-{
-    size_t n = strlen(a), m = strlen(b);
-    unsigned char different = n != m;
-
-    for (size_t i = 0; i < n; i++)
-        different |= (unsigned char)(a[i] ^ b[m ? i % m : 0]);
-    return !different;
-}
-
-static const char *header(const struct exchange *x, const char *name)
-{
-    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
-}
-
-/* A page of another site must not ask in its reader's name: neither by its own
- * name for this address, nor openly. */
-static void check_origin(struct exchange *x)
-{
-    const char *host = header(x, "Host"), *origin = header(x, "Origin");
-    size_t n = host ? strcspn(host, ":") : 0;
-
-    if (host && *host != '[' && strspn(host, "0123456789.") != n &&
-        !(n == strlen("localhost") && !strncmp(host, "localhost", n)))
-        refuse(x, 403, "Host must be an address or localhost");
-    if (origin &&
-        (strncmp(origin, "http://", 7) || !host || strcmp(origin + 7, host)))
-        refuse(x, 403, "not from a page of another site");
-}
-
-static void check_rights(struct exchange *x)
-{
-    const char *text = header(x, "Authorization");
-
-    if (!x->h->is_tcp)
-        return;
-    if (!x->h->token) {
-        check_origin(x);
-        return;
-    }
-    if (!text || strncmp(text, "Bearer ", 7) ||
-        !same_secret(text + 7, x->h->token))
-        refuse(x, 401, "a token is needed: Authorization: Bearer TOKEN");
-}
-
-/* ---- the head of a request ---- */
-
-struct head {
-    struct exchange *x;
-    int lengths;
-};
-
-static enum MHD_Result look_at_header(void *user, enum MHD_ValueKind kind,
-                                      const char *key, const char *value)
-{
-    struct head *h = user;
-
-    (void)kind;
-    if (!strcasecmp(key, "Content-Length")) {
-        h->lengths++;
-        if (!value || !*value || value[strspn(value, "0123456789")])
-            refuse(h->x, 400, "Content-Length must be one whole number");
-    } else if (!strcasecmp(key, "Transfer-Encoding")) {
-        h->x->chunked = 1;
-        if (!value || strcasecmp(value, "chunked"))
-            refuse(h->x, 400, "Transfer-Encoding must be chunked");
-    }
-    return MHD_YES;
-}
-
-static size_t body_most(const struct exchange *x)
-{
-    return (size_t)x->h->conf->limits.body << 20;
-}
-
-static void too_large(struct exchange *x)
-{
-    refuse(x, 400, "the body is larger than %d MiB", x->h->conf->limits.body);
-}
-
-static void check_head(struct exchange *x)
-{
-    struct head h = {.x = x};
-    const char *length;
-
-    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, look_at_header,
-                              &h);
-    if (h.lengths + x->chunked > 1)
-        refuse(x, 400, "one Content-Length or one Transfer-Encoding");
-    length = header(x, "Content-Length");
-    if (length &&
-        (strlen(length) > 12 || strtoull(length, NULL, 10) > body_most(x)))
-        too_large(x);
-}
-
-static void begin(struct exchange *x, const char *url, const char *method)
-{
-    int is_get = !strcmp(method, "GET") || !strcmp(method, "HEAD");
-
-    check_rights(x);
-    check_head(x);
-    x->route = find_route(x, url);
-    if (x->route == NOT_HERE)
-        refuse(x, 501, "this extension is not supported");
-    else if (x->route == NOWHERE)
-        refuse(x, 404, "there is nothing at this address");
-    else if (is_post(x->route) ? strcmp(method, "POST") != 0 : !is_get) {
-        x->allow = is_post(x->route) ? "POST" : "GET, HEAD";
-        refuse(x, 405, "only %s here", x->allow);
-    } else if (*x->model && !mp_front_has(x->h->front, x->model))
-        refuse(x, 404, "there is no model \"%s\"", x->model);
-}
-
-/* ---- answering ---- */
-
-static int accepts(const struct exchange *x, const char *coding)
-{
-    const char *list = header(x, "Accept-Encoding"), *at;
-
-    at = list ? strstr(list, coding) : NULL;
-    if (!at)
-        return 0;
-    at += strlen(coding);
-    at += strspn(at, " ");
-    return strncmp(at, ";q=0", 4) != 0 || at[4] == '.';
-}
-
-/* Compress it if that is asked for and of use. */
-static const char *zip_body(const struct exchange *x, struct mp_body *b)
-{
-    const char *coding = accepts(x, "gzip")      ? "gzip"
-                         : accepts(x, "deflate") ? "deflate"
-                                                 : NULL;
-    char *bytes;
-    size_t n;
-
-    if (!coding || b->n < ZIP_LEAST || !strcmp(b->type, "image/png") ||
-        mp_zip(&bytes, &n, b->bytes, b->n, *coding == 'g'))
-        return NULL;
-    free(b->bytes);
-    b->bytes = bytes;
-    b->n = n;
-    return coding;
-}
-
-/* Takes the bytes. */
-static enum MHD_Result send_body(struct exchange *x, int status,
-                                 struct mp_body *b)
-{
-    const char *coding = b->n ? zip_body(x, b) : NULL;
-    struct MHD_Response *r =
-        MHD_create_response_from_buffer(b->n, b->bytes, MHD_RESPMEM_MUST_FREE);
-    char number[32];
-    enum MHD_Result sent;
-
-    if (!r) {
-        free(b->bytes);
-        return MHD_NO;
-    }
-    if (b->n)
-        MHD_add_response_header(r, "Content-Type", b->type);
-    if (b->head >= 0) {
-        snprintf(number, sizeof number, "%lld", (long long)b->head);
-        MHD_add_response_header(r, "Inference-Header-Content-Length", number);
-    }
-    if (coding)
-        MHD_add_response_header(r, "Content-Encoding", coding);
-    if (status == 503)
-        MHD_add_response_header(r, "Retry-After", "1");
-    if (status == 405)
-        MHD_add_response_header(r, "Allow", x->allow);
-    if (status == 401)
-        MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
-    if (x->route == PAGE)
-        MHD_add_response_header(r, "Content-Security-Policy", MP_PAGE_POLICY);
-    sent = MHD_queue_response(x->connection, (unsigned)status, r);
-    MHD_destroy_response(r);
-    x->answered = 1;
-    return sent;
-}
-
-static enum MHD_Result send_error(struct exchange *x)
-{
-    struct mp_body b;
-    json_t *o = json_pack("{s:s}", "error", x->error);
-
-    if (o && *x->request.stage)
-        json_object_set_new(o, "stage", json_string(x->request.stage));
-    if (!o)
-        o = json_pack("{s:s}", "error", "failed");
-    if (mp_body_json(&b, o, NULL))
-        return MHD_NO;
-    return send_body(x, x->status, &b);
-}
-
-static enum MHD_Result send_json(struct exchange *x, json_t *json)
-{
-    struct mp_body b;
-    struct mp_error err = {0};
-
-    if (!mp_body_json(&b, json, &err))
-        return send_body(x, 200, &b);
-    refuse(x, 500, "%s", err.text);
-    return send_error(x);
-}
-
-static enum MHD_Result send_text(struct exchange *x, char *text,
-                                 const char *type)
-{
-    struct mp_body b = {text, text ? strlen(text) : 0, -1, type};
-
-    if (text)
-        return send_body(x, 200, &b);
-    refuse(x, 500, "out of memory");
-    return send_error(x);
-}
-
-/* 200 or 400 without a body. */
-static enum MHD_Result send_state(struct exchange *x, int is_good)
-{
-    struct mp_body b = {.head = -1};
-
-    return send_body(x, is_good ? 200 : 400, &b);
-}
-
-static json_t *server_json(void)
-{
-    return json_pack("{s:s, s:s, s:[s, s, s, s]}", "name", "mpipe", "version",
-                     PACKAGE_VERSION, "extensions", "binary_tensor_data",
-                     "model_repository", "model_configuration", "statistics");
-}
-
-static enum MHD_Result send_about(struct exchange *x)
-{
-    json_t *about = mp_front_describe(x->h->front, x->model), *out;
-
-    if (!about) {
-        refuse(x, 400, "%s is not loaded", x->model);
-        return send_error(x);
-    }
-    out = x->route == MODEL ? mp_metadata(x->model, about)
-                            : mp_model_config(x->model, about);
-    json_decref(about);
-    return send_json(x, out);
-}
-
-static int wants_ready_only(const struct exchange *x)
-{
-    json_t *o = x->body.n
-                    ? json_loadb((const char *)x->body.at, x->body.n, 0, NULL)
-                    : NULL;
-    int yes = json_is_true(json_object_get(o, "ready"));
-
-    json_decref(o);
-    return yes;
-}
-
-/* What can be answered at once. */
-static enum MHD_Result answer_now(struct exchange *x)
-{
-    struct mp_front *f = x->h->front;
-
-    switch (x->route) {
-    case PAGE:
-        return send_text(x, strdup(mp_page), "text/html; charset=utf-8");
-    case METRICS:
-        return send_text(x, mp_front_metrics(f), "text/plain; version=0.0.4");
-    case ERRORS:
-        return send_json(x, mp_front_errors(f));
-    case SERVER:
-        return send_json(x, server_json());
-    case LIVE:
-        return send_state(x, 1);
-    case ALL_READY:
-        return send_state(x, mp_front_is_ready(f, NULL));
-    case MODEL_READY:
-        return send_state(x, mp_front_is_ready(f, x->model));
-    case ALL_STATS:
-        return send_json(x, mp_front_stats(f, NULL));
-    case MODEL_STATS:
-        return send_json(x, mp_front_stats(f, x->model));
-    case INDEX:
-        return send_json(x, mp_front_index(f, wants_ready_only(x)));
-    default:
-        return send_about(x);
-    }
-}
+#define SEND_TIME 5 /* seconds, at the end, for answers to be read */
 
 /* ---- what workers do ---- */
+
+/* Of an error in the request. */
+static int status_of(int rc)
+{
+    return rc == MP_ENOMEM ? 503 : rc == MP_ENOTSUP ? 501 : 400;
+}
 
 static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
                                       const char *key, const char *value)
@@ -475,38 +30,50 @@ static enum MHD_Result look_at_option(void *user, enum MHD_ValueKind kind,
     struct exchange *x = user;
     struct mp_error err = {0};
     char *text = strdup(value ? value : "");
+    int rc = 0;
 
     (void)kind;
     if (!text)
-        refuse(x, 503, "out of memory");
+        mp_http_refuse(x, 503, "out of memory");
     else
         MHD_http_unescape(text);
-    if (!x->status && mp_ask_option(&x->ask, key, text, &err))
-        refuse(x, 400, "%s", err.text);
+    if (!x->status)
+        rc = mp_ask_option(&x->ask, key, text, &err);
+    if (rc)
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
     free(text);
     return MHD_YES;
 }
 
-/* What a plain request accepts. */
-static void choose_type(struct exchange *x)
+/* What a plain request accepts, which the worker is to make; where it names a
+ * result, that. */
+static int choose_type(struct exchange *x, struct mp_error *err)
 {
-    const char *accept = header(x, "Accept");
+    static const char *const suffixes[] = {[MP_ACCEPT_ANY] = "png",
+                                           [MP_ACCEPT_PNG] = "png",
+                                           [MP_ACCEPT_JSON] = "json",
+                                           [MP_ACCEPT_NPY] = "npy"};
+    enum mp_accept type = mp_accept_type(mp_http_header(x, "Accept"));
 
     if (x->ask.noutput)
-        return; /* named */
-    if (accept && strstr(accept, "application/json"))
-        x->ask.suffix = "json";
-    else if (accept && strstr(accept, "octet-stream"))
-        x->ask.suffix = "npy";
-    else
-        x->ask.suffix = "png";
-    json_object_set_new(x->ask.text, "accept", json_string(x->ask.suffix));
+        return 0;
+    if (type == MP_ACCEPT_NONE) {
+        mp_http_refuse(x, 406,
+                       "results are image/png, application/json or "
+                       "application/octet-stream");
+        return 0;
+    }
+    x->ask.suffix = type == MP_ACCEPT_ANY ? NULL : suffixes[type];
+    return json_object_set_new(x->ask.text, "accept",
+                               json_string(suffixes[type]))
+               ? mp_fail(err, MP_ENOMEM, "out of memory")
+               : 0;
 }
 
 /* -1: not given; -2: wrong. */
 static int64_t json_length(const struct exchange *x)
 {
-    const char *text = header(x, "Inference-Header-Content-Length");
+    const char *text = mp_http_header(x, "Inference-Header-Content-Length");
 
     if (!text)
         return -1;
@@ -524,32 +91,56 @@ static int is_json(const struct exchange *x)
     return i < x->body.n && x->body.at[i] == '{';
 }
 
+static int is_form(const struct exchange *x)
+{
+    const char *type = mp_http_header(x, "Content-Type");
+
+    return type && !strncasecmp(type, "multipart/", 10);
+}
+
+/* The query, then the body. */
+static int parse_ask(struct exchange *x, struct mp_error *err)
+{
+    const struct mp_daemon_conf *c = x->h->conf;
+    struct mp_ask_most most = {(size_t)c->limits.json << 20,
+                               c->limits.pictures};
+    int64_t head = json_length(x);
+    int rc = mp_ask_begin(&x->ask, err);
+
+    if (rc)
+        return rc;
+    if (head == -2)
+        return mp_fail(
+            err, MP_EINVAL,
+            "Inference-Header-Content-Length must be one whole number");
+    MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
+                              look_at_option, x);
+    if (x->status)
+        return 0; /* refused */
+    if (is_form(x))
+        return mp_fail(err, MP_EINVAL,
+                       "a form is no picture: send the file itself, as curl "
+                       "--data-binary does");
+    if (head >= 0 || is_json(x))
+        return mp_ask_parse(&x->ask, x->body.at, x->body.n, head, &most, err);
+    rc = mp_ask_plain(&x->ask, x->body.n, err);
+    return rc ? rc : choose_type(x, err);
+}
+
 static void parse_infer(struct exchange *x)
 {
     struct mp_error err = {0};
-    int64_t head = json_length(x);
     int rc;
 
     if (!x->body.n) {
-        refuse(x, 400, "the body is empty");
+        mp_http_refuse(x, 400, "the body is empty");
         return;
     }
-    if (head == -2) {
-        refuse(x, 400,
-               "Inference-Header-Content-Length must be one whole number");
-        return;
-    }
-    if (head < 0 && !is_json(x)) {
-        rc = mp_ask_plain(&x->ask, x->body.n, &err);
-        MHD_get_connection_values(x->connection, MHD_GET_ARGUMENT_KIND,
-                                  look_at_option, x);
-        choose_type(x);
-    } else {
-        rc = mp_ask_parse(&x->ask, x->body.at, x->body.n, head,
-                          (size_t)x->h->conf->limits.json << 20, &err);
-    }
+    rc = parse_ask(x, &err);
+    if (!rc)
+        rc = mp_ask_check(&x->ask, &err);
     if (rc)
-        refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
 }
 
 /* A thread of the front's. */
@@ -564,9 +155,9 @@ static void ask(struct exchange *x)
 {
     struct mp_request *r = &x->request;
 
-    r->kind = x->route == INFER  ? MP_WANT_INFER
-              : x->route == LOAD ? MP_WANT_LOAD
-                                 : MP_WANT_UNLOAD;
+    r->kind = x->route == MP_ROUTE_INFER  ? MP_WANT_INFER
+              : x->route == MP_ROUTE_LOAD ? MP_WANT_LOAD
+                                          : MP_WANT_UNLOAD;
     r->pipeline = x->model;
     r->client = x->peer->client;
     r->priority = x->ask.priority;
@@ -575,13 +166,14 @@ static void ask(struct exchange *x)
     r->done = on_done;
     r->user = x;
     r->text = x->ask.text;
-    x->ask.text = NULL;
+    r->pictures = x->ask.pictures;
+    x->ask.text = x->ask.pictures = NULL;
     if (x->ask.blob.fd >= 0) {
-        r->picture = x->ask.blob;
+        r->blob = x->ask.blob;
         x->ask.blob = MP_NO_BLOB;
         mp_blob_free(&x->body);
     } else {
-        r->picture = x->body;
+        r->blob = x->body;
         x->body = MP_NO_BLOB;
     }
     x->asked = 1;
@@ -597,18 +189,23 @@ static enum MHD_Result answer_asked(struct exchange *x)
     int rc;
 
     if (r->status != 200) {
-        refuse(x, r->status, "%s", r->error);
-        return send_error(x);
+        mp_http_refuse(x, r->status, "%s", r->error);
+        return mp_http_send_error(x);
     }
-    if (x->route != INFER)
-        return send_state(x, 1);
-    rc = mp_body_answer(&b, &x->ask, x->model, r->answer, &r->results, &err);
+    if (x->route != MP_ROUTE_INFER)
+        return mp_http_send_state(x, 1);
+    rc = mp_body_answer(&b, &x->ask, x->model, r->part, r->npart, &err);
     mp_request_free(r);
     if (!rc)
-        return send_body(x, 200, &b);
+        return mp_http_send(x, 200, &b);
     free(b.bytes);
-    refuse(x, rc == MP_ENOTSUP ? 406 : 500, "%s", err.text);
-    return send_error(x);
+    mp_http_refuse(x,
+                   rc == MP_ENOTSUP  ? 406
+                   : rc == MP_EINVAL ? 400
+                   : rc == MP_ENOMEM ? 503
+                                     : 500,
+                   "%s", err.text);
+    return mp_http_send_error(x);
 }
 
 /* ---- the body of a request ---- */
@@ -618,22 +215,23 @@ static void take_bytes(struct exchange *x, const char *bytes, size_t n)
     struct mp_error err = {0};
 
     x->got += n;
-    if (x->got > body_most(x))
-        too_large(x);
+    if (x->got > mp_http_body_most(x))
+        mp_http_too_large(x);
     if (x->chunked && ++x->pieces > x->h->conf->limits.chunks)
-        refuse(x, 400, "more than %d pieces", x->h->conf->limits.chunks);
+        mp_http_refuse(x, 400, "more than %d pieces",
+                       x->h->conf->limits.chunks);
     if (x->status) {
         mp_blob_free(&x->body);
         return;
     }
     if ((x->body.fd < 0 && mp_blob_begin(&x->body, &err)) ||
         mp_blob_add(&x->body, bytes, n, &err))
-        refuse(x, 503, "%s", err.text);
+        mp_http_refuse(x, 503, "%s", err.text);
 }
 
 static void end_body(struct exchange *x)
 {
-    const char *coding = header(x, "Content-Encoding");
+    const char *coding = mp_http_header(x, "Content-Encoding");
     struct mp_error err = {0};
     struct mp_blob all;
     int rc = 0;
@@ -644,14 +242,14 @@ static void end_body(struct exchange *x)
     if (!rc && coding && strcasecmp(coding, "identity")) {
         rc = strcasecmp(coding, "gzip") && strcasecmp(coding, "deflate")
                  ? mp_fail(&err, MP_EINVAL, "Content-Encoding: gzip or deflate")
-                 : mp_unzip(&all, &x->body, body_most(x), &err);
+                 : mp_unzip(&all, &x->body, mp_http_body_most(x), &err);
         if (!rc) {
             mp_blob_free(&x->body);
             x->body = all;
         }
     }
     if (rc)
-        refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
+        mp_http_refuse(x, rc == MP_ENOMEM ? 503 : 400, "%s", err.text);
 }
 
 /* ---- libmicrohttpd ---- */
@@ -671,15 +269,14 @@ static enum MHD_Result first_call(struct mp_http *h, void **state,
     x->h = h;
     x->connection = c;
     x->peer = info->socket_context;
-    x->body = x->ask.blob = x->request.picture = x->request.results =
-        MP_NO_BLOB;
+    x->body = x->ask.blob = x->request.blob = MP_NO_BLOB;
     x->ask.priority = 5;
     *state = x;
-    begin(x, url, method);
+    mp_http_begin(x, url, method);
     /* a body that is too large, or of nobody, is not even read */
     if (x->status == 401 || x->status == 403 ||
-        (x->status == 400 && header(x, "Content-Length")))
-        return send_error(x);
+        (x->status == 400 && mp_http_header(x, "Content-Length")))
+        return mp_http_send_error(x);
     return MHD_YES;
 }
 
@@ -691,16 +288,29 @@ static void set_busy(struct exchange *x, int busy)
     pthread_mutex_unlock(&x->h->lock);
 }
 
+static void parse_change(struct exchange *x)
+{
+    struct mp_error err = {0};
+    int rc = mp_repository_change(x->body.at, x->body.n, &err);
+
+    if (rc)
+        mp_http_refuse(x, status_of(rc), "%s", err.text);
+}
+
 static enum MHD_Result all_there(struct exchange *x)
 {
     set_busy(x, 1);
     end_body(x);
-    if (!x->status && x->route == INFER)
+    if (!x->status && x->route == MP_ROUTE_INFER)
         parse_infer(x);
+    if (!x->status &&
+        (x->route == MP_ROUTE_LOAD || x->route == MP_ROUTE_UNLOAD))
+        parse_change(x);
     if (x->status)
-        return send_error(x);
-    if (x->route != INFER && x->route != LOAD && x->route != UNLOAD)
-        return answer_now(x);
+        return mp_http_send_error(x);
+    if (x->route != MP_ROUTE_INFER && x->route != MP_ROUTE_LOAD &&
+        x->route != MP_ROUTE_UNLOAD)
+        return mp_http_answer_now(x);
     ask(x);
     return MHD_YES;
 }
@@ -719,7 +329,7 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *c,
         take_bytes(x, data, *n);
         *n = 0;
         /* nobody needs to listen to all of it */
-        return x->got > 2 * body_most(x) ? MHD_NO : MHD_YES;
+        return x->got > 2 * mp_http_body_most(x) ? MHD_NO : MHD_YES;
     }
     if (x->answered)
         return MHD_YES;
@@ -803,13 +413,25 @@ static void on_connection(void *user, struct MHD_Connection *c, void **context,
     }
 }
 
+/* Has the client gone within its request? libmicrohttpd does not hear of an end
+ * that came together with the last bytes. Seen a second time, those have been
+ * read, and the request was not complete with them. */
+static int is_abandoned(struct peer *p)
+{
+    struct pollfd f = {.fd = p->fd, .events = POLLRDHUP};
+    int before = p->hung_up;
+
+    p->hung_up = poll(&f, 1, 0) == 1;
+    return p->hung_up && before;
+}
+
 void mp_http_sweep(struct mp_http *h)
 {
     double before = mp_now() - h->conf->limits.request_time;
 
     pthread_mutex_lock(&h->lock);
     for (struct peer *p = h->peers; p; p = p->next)
-        if (!p->busy && p->since < before)
+        if (!p->busy && (p->since < before || is_abandoned(p)))
             shutdown(p->fd, SHUT_RDWR); /* libmicrohttpd sees its end */
     pthread_mutex_unlock(&h->lock);
 }

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "json.h"
 #include "link.h"
 
 struct head {
@@ -114,7 +115,7 @@ void mp_blob_free(struct mp_blob *b)
 int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err)
 {
     struct head head = {(uint32_t)m->type, m->code, m->id};
-    char *text = m->text ? json_dumps(m->text, JSON_COMPACT) : NULL;
+    char *text = m->text ? mp_json_dump(m->text, JSON_COMPACT) : NULL;
     struct iovec part[2] = {{&head, sizeof head},
                             {text, text ? strlen(text) : 0}};
     union {
@@ -125,9 +126,13 @@ int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err)
     ssize_t n;
     int rc = 0;
 
-    if ((m->text && !text) || part[1].iov_len > MP_TEXT_MAX) {
+    if (m->text && !text)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    if (part[1].iov_len > MP_TEXT_MAX) {
+        rc = mp_fail(err, MP_EINVAL, "%zu bytes of text: at most %d",
+                     part[1].iov_len, MP_TEXT_MAX);
         free(text);
-        return mp_fail(err, MP_EINVAL, "a message too large to send");
+        return rc;
     }
     if (m->blob.fd >= 0) {
         msg.msg_control = control.bytes;
@@ -160,6 +165,8 @@ static int unpack(struct mp_message *m, const char *buf, size_t n,
                   struct mp_error *err)
 {
     struct head head;
+    json_error_t why;
+    int rc;
 
     if (n < sizeof head)
         return mp_fail(err, MP_EFORMAT, "a message of %zu bytes", n);
@@ -168,8 +175,10 @@ static int unpack(struct mp_message *m, const char *buf, size_t n,
     m->code = head.code;
     m->id = head.id;
     if (n > sizeof head) {
-        m->text = json_loadb(buf + sizeof head, n - sizeof head,
-                             JSON_REJECT_DUPLICATES, NULL);
+        rc = mp_json_parse(&m->text, buf + sizeof head, n - sizeof head, &why,
+                           err);
+        if (rc == MP_ENOMEM)
+            return rc;
         if (!json_is_object(m->text))
             return mp_fail(err, MP_EFORMAT, "a message that is no JSON object");
     }
@@ -178,9 +187,8 @@ static int unpack(struct mp_message *m, const char *buf, size_t n,
 
 int mp_link_receive(int sock, struct mp_message *m, struct mp_error *err)
 {
-    size_t size = sizeof(struct head) + MP_TEXT_MAX;
-    char *buf = malloc(size);
-    struct iovec part = {buf, size};
+    char buf[sizeof(struct head) + MP_TEXT_MAX];
+    struct iovec part = {buf, sizeof buf};
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -189,30 +197,31 @@ int mp_link_receive(int sock, struct mp_message *m, struct mp_error *err)
                          .msg_iovlen = 1,
                          .msg_control = control.bytes,
                          .msg_controllen = sizeof control.bytes};
+    struct mp_error why = {0};
     ssize_t n;
     int rc;
 
     *m = (struct mp_message){.blob = MP_NO_BLOB};
-    if (!buf)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
     do
         n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
-    if (n <= 0) {
-        free(buf);
+    if (n <= 0)
         return n == 0 || errno == ECONNRESET
                    ? 0
                    : mp_fail(err, MP_EIO, "socket pair: %s", strerror(errno));
-    }
     take_fd(m, &msg);
     rc = msg.msg_flags & MSG_TRUNC
-             ? mp_fail(err, MP_EFORMAT, "a message that is too long")
-             : unpack(m, buf, (size_t)n, err);
-    free(buf);
+             ? mp_fail(&why, MP_EFORMAT, "a message that is too long")
+             : unpack(m, buf, (size_t)n, &why);
+    if (!rc && msg.msg_flags & MSG_CTRUNC)
+        rc = MP_ENOMEM; /* of descriptors */
     if (!rc)
         return 1;
     mp_message_free(m);
-    return rc;
+    if (rc != MP_ENOMEM)
+        return mp_fail(err, rc, "%s", why.text);
+    m->code = rc;
+    return 1;
 }
 
 void mp_message_free(struct mp_message *m)

@@ -34,10 +34,10 @@ int mp_blob_end(struct mp_blob *b, struct mp_error *err);
 void mp_blob_free(struct mp_blob *b); /* becomes MP_NO_BLOB */
 
 enum mp_message_type {
-    MP_LOAD = 1, /* to the worker: pipeline `id`, {"name", "config", "assign",
-                    "batch_window"} */
+    MP_LOAD = 1, /* to the worker: pipeline `id`, {"name", "config", "folder",
+                    "assign", "batch_window"}, without "config": no file */
     MP_UNLOAD,   /* pipeline id */
-    MP_INFER,    /* request id, see protocol.h; blob: the picture */
+    MP_INFER,    /* request id, see ask.h; blob: the picture */
     MP_CANCEL,   /* request id */
     MP_LOADED,   /* from the worker: pipeline id is ready, {what it is}; or has
                     failed, {"error"} */
@@ -54,12 +54,20 @@ struct mp_message {
     struct mp_blob blob;
 };
 
-#define MP_TEXT_MAX 65536 /* bytes of a message's JSON */
+/* What a worker answered of one picture. */
+struct mp_part {
+    json_t *answer; /* {"results", ...}, see worker.h; NULL: nothing yet */
+    struct mp_blob data;
+};
 
-/* MP_EIO: the other side is gone, or will not read. */
+#define MP_TEXT_MAX 131072 /* bytes of a message's JSON */
+
+/* MP_EIO: the other side is gone, or will not read. MP_EINVAL: the text is too
+ * long, MP_ENOMEM: there is no memory for it; nothing was sent. */
 int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err);
 /* 1: *m is one, to be freed; 0: the other side is gone; else an error: what
- * came is no message. */
+ * came is no message. What there was no memory for has no text and no blob, and
+ * the code MP_ENOMEM. */
 int mp_link_receive(int sock, struct mp_message *m, struct mp_error *err);
 void mp_message_free(struct mp_message *m);
 

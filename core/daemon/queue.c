@@ -52,7 +52,7 @@ static uint64_t last_turn(const struct mp_queue *q, uint64_t client)
     return found ? q->served[i].turn : 0;
 }
 
-struct mp_queued *mp_queue_take(struct mp_queue *q)
+struct mp_queued *mp_queue_next(struct mp_queue *q)
 {
     struct mp_queued *best = NULL;
     uint64_t turn = 0;
@@ -73,6 +73,5 @@ struct mp_queued *mp_queue_take(struct mp_queue *q)
     i = place_of(q, best->client, &found);
     q->served[i].client = best->client;
     q->served[i].turn = ++q->turn;
-    mp_queue_drop(q, best);
     return best;
 }

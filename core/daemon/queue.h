@@ -37,8 +37,9 @@ struct mp_queue {
 void mp_queue_init(struct mp_queue *q, size_t most);
 /* -1: full. */
 int mp_queue_put(struct mp_queue *q, struct mp_queued *e);
-/* Whose turn it is, out of the queue; NULL: it is empty. */
-struct mp_queued *mp_queue_take(struct mp_queue *q);
+/* Whose turn it is; NULL: it is empty. It stays, for a further turn, until it
+ * is dropped. */
+struct mp_queued *mp_queue_next(struct mp_queue *q);
 void mp_queue_drop(struct mp_queue *q, struct mp_queued *e);
 
 #endif

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* worker.c - loads, batches and runs; see worker.h. */
-#include <pthread.h>
+/* worker.c - threads, batches and runs; see worker.h. */
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -9,77 +8,10 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
-#include "classes.h"
-#include "device.h"
-#include "link.h"
-#include "picture_job.h"
 #include "progress.h"
-#include "record.h"
-#include "worker.h"
+#include "worker_impl.h"
 
-#define THREADS_MAX 8
-
-/* A pipeline. */
-struct hosted {
-    struct hosted *next;
-    uint64_t id;
-    struct mp_settings *settings;
-    struct mp_pipeline *pipeline;
-    size_t batch;
-    double window;   /* seconds that a view waits for others */
-    size_t ntask;    /* unanswered */
-    json_t *outputs; /* see describe_output */
-};
-
-enum state { RECEIVED, BUSY, OPEN, SEEN, GONE };
-
-struct task {
-    struct task *next;
-    uint64_t id;
-    enum state state; /* BUSY: a thread's, or the network's */
-    int rc;
-    _Atomic int cancelled; /* set by the receiving thread, at any time */
-    struct hosted *host;
-    json_t *text;
-    struct mp_blob blob;
-    struct mp_settings *varied; /* NULL: none but the pipeline's */
-    char *variant;              /* its options as a text */
-    struct mp_picture_job p;
-    struct mp_input input;
-    struct mp_keep keep;
-    double arrived, opened, read, merge, write, runs;
-    size_t nlook; /* views that wait for the network */
-};
-
-/* What the main thread is to do beside seeing. */
-struct order {
-    struct order *next;
-    struct mp_message m;
-};
-
-struct look {
-    struct task *task;
-    size_t view;
-};
-
-struct worker {
-    int sock;
-    struct mp_ledger *ledger;
-    pthread_mutex_t lock; /* of what follows up to the main thread's */
-    pthread_cond_t changed;
-    pthread_mutex_t sending;
-    struct task *tasks, **tasks_end; /* in order of arrival */
-    struct order *orders, **orders_end;
-    struct hosted *hosts;
-    int quit;
-    pthread_t thread[THREADS_MAX + 1];
-    int nthread;
-
-    /* the main thread's */
-    struct mp_devices devices;
-    struct look *look;
-    size_t nlook, look_cap;
-};
+#define LEAST (16 << 20) /* bytes without which a worker is of no use */
 
 static int no_memory(struct mp_error *err)
 {
@@ -120,88 +52,51 @@ static void catch_crashes(void)
 
 /* ---- answers ---- */
 
-static void send_message(struct worker *w, struct mp_message *m)
+void mp_worker_send(struct worker *w, struct mp_message *m)
 {
     struct mp_error err = {0};
+    int rc;
 
     pthread_mutex_lock(&w->sending);
-    if (mp_link_send(w->sock, m, &err))
+    rc = mp_link_send(w->sock, m, &err);
+    if (rc == MP_ENOMEM || rc == MP_EINVAL) { /* somebody waits for it */
+        mp_message_free(m);
+        m->code = rc == MP_ENOMEM ? rc : MP_EIO;
+        mp_link_send(w->sock, m, NULL);
+    }
+    if (err.code)
         mp_log(MP_LOG_ERROR, "worker", "%s", err.text);
     pthread_mutex_unlock(&w->sending);
     mp_message_free(m);
 }
 
-static json_t *describe_kept(const struct mp_kept *k, size_t offset)
+/* Whether there is not even memory for any picture. */
+static int is_starved(void)
 {
-    json_t *dim = json_array();
+    void *volatile some = malloc(LEAST);
 
-    for (int i = 0; i < k->ndim; i++)
-        json_array_append_new(dim, json_integer(k->dim[i]));
-    return json_pack("{s:s, s:s, s:s, s:o, s:I, s:I}", "kind", k->kind,
-                     "suffix", k->suffix, "dtype", mp_dtype_name(k->dtype),
-                     "dim", dim, "offset", (json_int_t)offset, "bytes",
-                     (json_int_t)k->n);
+    free(some);
+    return !some;
 }
 
-/* All results behind one another in a blob. */
-static int pack_results(struct mp_message *m, const struct task *t,
-                        struct mp_error *err)
+/* Locked. The front starts another, without what has leaked here. */
+static void end(struct worker *w, const struct mp_error *why)
 {
-    json_t *list = json_array();
-    size_t n = 0;
-    int rc;
-
-    for (size_t i = 0; i < t->keep.n; i++)
-        n += t->keep.at[i].n;
-    rc = mp_blob_new(&m->blob, n, err);
-    if (rc) {
-        json_decref(list);
-        return rc;
-    }
-    n = 0;
-    for (size_t i = 0; i < t->keep.n; n += t->keep.at[i++].n) {
-        memcpy(m->blob.at + n, t->keep.at[i].bytes, t->keep.at[i].n);
-        json_array_append_new(list, describe_kept(&t->keep.at[i], n));
-    }
-    m->text = json_pack("{s:o, s:{s:f, s:f, s:f, s:f, s:f}, s:f}", "results",
-                        list, "seconds", "read", t->read, "wait",
-                        t->opened ? mp_now() - t->arrived - t->read -
-                                        t->p.network - t->merge - t->write
-                                  : 0,
-                        "network", t->p.network, "merge", t->merge, "write",
-                        t->write, "runs", t->runs);
-    return m->text ? 0 : no_memory(err);
-}
-
-static void answer(struct worker *w, struct task *t, int rc)
-{
-    struct mp_message m = {.type = MP_DONE, .id = t->id, .blob = MP_NO_BLOB};
-    struct mp_error *err = &t->p.err;
-
-    if (!rc)
-        rc = pack_results(&m, t, err);
-    if (rc && !m.text)
-        m.text = json_pack("{s:o, s:s}", "error", mp_json_text(err->text),
-                           "stage", t->p.stage ? t->p.stage : "read");
-    m.code = rc;
-    send_message(w, &m);
-}
-
-static void free_task(struct task *t)
-{
-    mp_picture_job_free(&t->p);
-    mp_keep_free(&t->keep);
-    mp_blob_free(&t->blob);
-    mp_settings_free(t->varied);
-    json_decref(t->text);
-    free(t->variant);
-    free(t);
+    w->end = *why;
+    w->quit = 1;
+    pthread_cond_broadcast(&w->changed);
 }
 
 /* Answer and forget it. Not locked; the task is the caller's. */
 static void finish(struct worker *w, struct task *t, int rc)
 {
-    answer(w, t, rc);
+    if (rc == MP_ENOMEM && is_starved()) {
+        pthread_mutex_lock(&w->lock);
+        end(w, &t->p.err); /* the front answers for it */
+        pthread_mutex_unlock(&w->lock);
+        return;
+    }
+    mp_task_answer(w, t, rc);
     pthread_mutex_lock(&w->lock);
     for (struct task **p = &w->tasks; *p; p = &(*p)->next)
         if (*p == t) {
@@ -213,131 +108,7 @@ static void finish(struct worker *w, struct task *t, int rc)
     t->host->ntask--;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
-    free_task(t);
-}
-
-/* ---- reading a request ---- */
-
-static const struct mp_settings *settings_of(const struct task *t)
-{
-    return t->varied ? t->varied : t->host->settings;
-}
-
-/* The formats asked for; or, for who accepts any picture, one to look at. NULL:
- * those of the configuration. */
-static const char *formats_of(const struct task *t)
-{
-    static const char *const shown[] = {"overlay", "color"};
-    const char *accept = json_string_value(json_object_get(t->text, "accept"));
-    const char *list = t->host->settings->plugin->formats, *word;
-    int unused;
-
-    for (size_t i = 0; accept && !strcmp(accept, "png") && i < 2; i++)
-        for (size_t at = 0, n; (n = mp_format_next(list, &at, &word, &unused));)
-            if (n == strlen(shown[i]) && !memcmp(word, shown[i], n))
-                return shown[i];
-    return json_string_value(json_object_get(t->text, "formats"));
-}
-
-/* "key=value\n" for each option that is given. */
-static int vary(struct task *t)
-{
-    json_t *options = json_object_get(t->text, "options"), *value;
-    const char *formats = formats_of(t);
-    const char *name, **key, **text;
-    size_t n = 0, bytes = 0, most = json_object_size(options);
-    FILE *f;
-    int rc;
-
-    if (!most && !formats)
-        return 0;
-    key = calloc(2 * most + 1, sizeof *key);
-    f = open_memstream(&t->variant, &bytes);
-    if (!key || !f) {
-        free(key);
-        return no_memory(&t->p.err);
-    }
-    text = key + most;
-    json_object_foreach(options, name, value)
-    {
-        key[n] = name;
-        text[n++] = json_string_value(value);
-        fprintf(f, "%s=%s\n", name, json_string_value(value));
-    }
-    rc = fclose(f) ? no_memory(&t->p.err) : 0;
-    if (!rc)
-        rc = mp_settings_vary(&t->varied, t->host->settings, key, text, n,
-                              formats, &t->p.err);
-    free(key);
-    return rc;
-}
-
-static int take_boxes(struct task *t)
-{
-    json_t *list = json_object_get(t->text, "boxes"), *one;
-    size_t n = json_array_size(list), i;
-
-    if (!list)
-        return 0;
-    if (!t->host->settings->plugin->uses_boxes)
-        return mp_fail(&t->p.err, MP_EINVAL, "head %s does not use boxes",
-                       t->host->settings->plugin->name);
-    t->p.box = calloc(n + 1, sizeof *t->p.box);
-    if (!t->p.box)
-        return no_memory(&t->p.err);
-    json_array_foreach(list, i, one) t->p.box[t->p.nbox++] =
-        (struct mp_box){json_number_value(json_array_get(one, 0)),
-                        json_number_value(json_array_get(one, 1)),
-                        json_number_value(json_array_get(one, 2)),
-                        json_number_value(json_array_get(one, 3)),
-                        json_number_value(json_array_get(one, 4))};
-    return 0;
-}
-
-/* The part of the blob that is the picture. */
-static int take_picture(struct task *t)
-{
-    json_int_t offset = 0, bytes = 0, w = 0, h = 0;
-    struct mp_picture *out = &t->p.source;
-
-    t->p.stage = "read";
-    json_unpack(t->text, "{s?I, s?I, s?I, s?I}", "offset", &offset, "bytes",
-                &bytes, "width", &w, "height", &h);
-    if (offset < 0 || bytes < 0 || (size_t)offset > t->blob.n ||
-        (size_t)bytes > t->blob.n - (size_t)offset)
-        return mp_fail(&t->p.err, MP_EINVAL, "the picture is not all there");
-    if (!w)
-        return mp_picture_decode(out, t->blob.at + offset, (size_t)bytes,
-                                 &t->p.err);
-    if (w < 1 || h < 1 || w > MP_IMAGE_MAX_PIXELS || h > MP_IMAGE_MAX_PIXELS ||
-        w * h > MP_IMAGE_MAX_PIXELS || w * h * 3 != bytes)
-        return mp_fail(&t->p.err, MP_EINVAL,
-                       "no picture of %lld x %lld pixels in %lld bytes",
-                       (long long)w, (long long)h, (long long)bytes);
-    *out = (struct mp_picture){(int32_t)w, (int32_t)h, malloc((size_t)bytes)};
-    if (!out->rgb)
-        return no_memory(&t->p.err);
-    memcpy(out->rgb, t->blob.at + offset, (size_t)bytes);
-    return 0;
-}
-
-static int open_task(struct task *t)
-{
-    const char *name = json_string_value(json_object_get(t->text, "name"));
-    int rc;
-
-    t->p.stage = "options";
-    t->input.stem = (char *)(name ? name : "picture");
-    t->input.path = t->input.stem;
-    t->keep.plain = json_is_true(json_object_get(t->text, "plain"));
-    t->p.keep = &t->keep;
-    rc = vary(t);
-    if (!rc)
-        rc = take_boxes(t);
-    if (!rc)
-        rc = take_picture(t);
-    mp_blob_free(&t->blob);
-    return rc ? rc : mp_picture_job_open(&t->p, &t->input, settings_of(t));
+    mp_task_free(t);
 }
 
 /* ---- threads ---- */
@@ -359,8 +130,8 @@ static struct task *next_task(struct worker *w)
 static void do_open(struct worker *w, struct task *t)
 {
     double began = mp_now();
-    int rc =
-        t->cancelled ? mp_fail(&t->p.err, MP_EINTR, "cancelled") : open_task(t);
+    int rc = t->cancelled ? mp_fail(&t->p.err, MP_EINTR, "cancelled")
+                          : mp_task_open(t);
 
     t->opened = mp_now();
     t->read = t->opened - began;
@@ -380,7 +151,7 @@ static void do_write(struct worker *w, struct task *t)
     int rc = t->rc;
 
     if (!rc)
-        rc = mp_picture_job_write(&t->p, settings_of(t), "");
+        rc = mp_picture_job_write(&t->p, mp_task_settings(t), "");
     t->write = mp_now() - began;
     finish(w, t, rc);
 }
@@ -425,32 +196,36 @@ static struct hosted *find_host(const struct worker *w, uint64_t id)
 }
 
 /* Takes the message. */
-static int add_task(struct worker *w, struct mp_message *m)
+static void add_task(struct worker *w, struct mp_message *m)
 {
     struct task *t = calloc(1, sizeof *t);
     uint64_t host =
         (uint64_t)json_integer_value(json_object_get(m->text, "pipeline"));
 
-    if (!t)
-        return -1;
-    *t = (struct task){.id = m->id,
-                       .text = m->text,
-                       .blob = m->blob,
-                       .arrived = mp_now(),
-                       .p = {.stage = "read"}};
+    if (!t || m->code) { /* no memory for it, or for what it says */
+        struct mp_message reply = {.type = MP_DONE,
+                                   .id = m->id,
+                                   .code = MP_ENOMEM,
+                                   .blob = MP_NO_BLOB};
+
+        free(t);
+        mp_worker_send(w, &reply);
+        return;
+    }
+    *t = (struct task){
+        .id = m->id, .text = m->text, .blob = m->blob, .p = {.stage = "read"}};
     m->text = NULL;
     m->blob = MP_NO_BLOB;
     t->host = find_host(w, host);
     if (!t->host) {
         mp_fail(&t->p.err, MP_ENOTSUP, "the pipeline is not loaded");
-        answer(w, t, MP_ENOTSUP);
-        free_task(t);
-        return 0;
+        mp_task_answer(w, t, MP_ENOTSUP);
+        mp_task_free(t);
+        return;
     }
     t->host->ntask++;
     *w->tasks_end = t;
     w->tasks_end = &t->next;
-    return 0;
 }
 
 static int add_order(struct worker *w, struct mp_message *m)
@@ -470,12 +245,13 @@ static int add_order(struct worker *w, struct mp_message *m)
 static int take_message(struct worker *w, struct mp_message *m)
 {
     if (m->type == MP_INFER)
-        return add_task(w, m);
-    if (m->type != MP_CANCEL)
+        add_task(w, m);
+    else if (m->type != MP_CANCEL)
         return add_order(w, m);
-    for (struct task *t = w->tasks; t; t = t->next)
-        if (t->id == m->id)
-            t->cancelled = 1;
+    else
+        for (struct task *t = w->tasks; t; t = t->next)
+            if (t->id == m->id)
+                t->cancelled = 1;
     return 0;
 }
 
@@ -494,12 +270,10 @@ static void *receive(void *user)
         pthread_mutex_unlock(&w->lock);
         mp_message_free(&m);
     }
-    if (failed || err.code)
-        mp_log(MP_LOG_ERROR, "worker", "%s",
-               err.code ? err.text : "out of memory");
+    if (failed)
+        no_memory(&err);
     pthread_mutex_lock(&w->lock);
-    w->quit = 1;
-    pthread_cond_broadcast(&w->changed);
+    end(w, &err);
     pthread_mutex_unlock(&w->lock);
     return NULL;
 }
@@ -509,6 +283,7 @@ static void *receive(void *user)
 /* Its looks go; it is to be answered by a thread. */
 static void end_seeing(struct worker *w, struct task *t, int rc)
 {
+    int settled = mp_picture_job_settle(&t->p, t->host->pipeline);
     size_t kept = 0;
 
     for (size_t i = 0; i < w->nlook; i++)
@@ -516,7 +291,7 @@ static void end_seeing(struct worker *w, struct task *t, int rc)
             w->look[kept++] = w->look[i];
     w->nlook = kept;
     pthread_mutex_lock(&w->lock);
-    t->rc = rc;
+    t->rc = settled ? settled : rc;
     t->state = SEEN;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
@@ -536,6 +311,7 @@ static int add_looks(struct worker *w, struct task *t)
     }
     for (size_t i = 0; i < n; i++)
         w->look[w->nlook++] = (struct look){t, i};
+    t->p.device = t->host->turn++ % mp_pipeline_devices(t->host->pipeline);
     return 0;
 }
 
@@ -549,17 +325,28 @@ static int are_alike(const struct look *a, const struct look *b)
     const struct mp_view *v = &a->task->p.view[a->view];
     const struct mp_view *u = &b->task->p.view[b->view];
 
-    return a->task->host == b->task->host && v->w == u->w && v->h == u->h &&
-           same_text(a->task->variant, b->task->variant);
+    return a->task->host == b->task->host &&
+           a->task->p.device == b->task->p.device && v->w == u->w &&
+           v->h == u->h && same_text(a->task->variant, b->task->variant);
 }
 
-static size_t count_like(const struct worker *w, size_t first)
+/* Looks like this one that go together. */
+static size_t batch_of(const struct look *a)
 {
-    size_t n = 0, most = w->look[first].task->host->batch;
+    const struct mp_view *v = &a->task->p.view[a->view];
+
+    return mp_pipeline_batch(a->task->host->pipeline, a->task->p.device, v->h,
+                             v->w);
+}
+
+/* Are there as many? */
+static int is_full(const struct worker *w, size_t first)
+{
+    size_t n = 0, most = batch_of(&w->look[first]);
 
     for (size_t i = first; i < w->nlook && n < most; i++)
         n += are_alike(&w->look[first], &w->look[i]);
-    return n;
+    return n == most;
 }
 
 /* The look whose batch is due: full, or its window is over; nlook: none, and
@@ -573,7 +360,7 @@ static size_t find_due(const struct worker *w, double *wait)
         const struct task *t = w->look[i].task;
         double left = t->opened + t->host->window - now;
 
-        if (left <= 0 || count_like(w, i) >= t->host->batch)
+        if (left <= 0 || is_full(w, i))
             return i;
         if (*wait < 0 || left < *wait)
             *wait = left;
@@ -594,15 +381,36 @@ static void note_run(struct worker *w, size_t n, double seconds)
 
 static void use_options(const struct task *t)
 {
-    mp_pipeline_use(t->host->pipeline, settings_of(t)->head_conf,
+    mp_pipeline_use(t->host->pipeline, mp_task_settings(t)->head_conf,
                     t->variant ? t->variant : "");
+}
+
+/* It had a view in a run of n. */
+static int note_seen(struct task *t, size_t n, double seconds,
+                     struct mp_error *err)
+{
+    struct seen *s = t->seen;
+    size_t i = 0;
+
+    while (i < t->nseen && s[i].views != n)
+        i++;
+    if (i == t->nseen) {
+        s = realloc(s, (i + 1) * sizeof *s);
+        if (!s)
+            return no_memory(err);
+        t->seen = s;
+        s[t->nseen++] = (struct seen){.views = n};
+    }
+    s[i].runs += 1 / (double)n;
+    s[i].seconds += seconds / (double)n;
+    return 0;
 }
 
 static int see(struct worker *w, const struct look *look, size_t n,
                struct mp_error *err)
 {
     struct mp_look *at = malloc(n * sizeof *at);
-    double began = mp_now();
+    double began = mp_now(), took;
     int rc;
 
     if (!at)
@@ -612,9 +420,10 @@ static int see(struct worker *w, const struct look *look, size_t n,
     use_options(look->task);
     rc = mp_picture_job_see(at, n, look->task->host->pipeline, err);
     free(at);
-    note_run(w, n, mp_now() - began);
+    took = mp_now() - began;
+    note_run(w, n, took);
     for (size_t i = 0; i < n && !rc; i++)
-        look[i].task->runs += 1.0 / (double)n;
+        rc = note_seen(look[i].task, n, took, err);
     return rc;
 }
 
@@ -625,7 +434,7 @@ static int merge(struct task *t)
     int rc;
 
     use_options(t);
-    rc = mp_picture_job_merge(&t->p, settings_of(t), t->host->pipeline);
+    rc = mp_picture_job_merge(&t->p, mp_task_settings(t), t->host->pipeline);
     t->merge += mp_now() - began;
     return rc ? rc : t->p.nmerged < t->p.nview;
 }
@@ -677,12 +486,14 @@ static int see_all(struct worker *w, struct look *look, size_t n)
 static int run_batch(struct worker *w, size_t first)
 {
     struct look like = w->look[first];
-    size_t most = like.task->host->batch, n = 0, kept = first;
+    size_t most = batch_of(&like), n = 0, kept = first;
     struct look *some = malloc(most * sizeof *some);
     int rc;
 
-    if (!some)
-        return MP_ENOMEM;
+    if (!some) {
+        end_seeing(w, like.task, no_memory(&like.task->p.err));
+        return 0;
+    }
     for (size_t i = first; i < w->nlook; i++) {
         if (n < most && are_alike(&like, &w->look[i]))
             some[n++] = w->look[i];
@@ -695,256 +506,17 @@ static int run_batch(struct worker *w, size_t first)
     return rc;
 }
 
-/* ---- loading ---- */
-
-/* What the head makes of a small gray picture: so that a pipeline that is ready
- * has worked once, and the types of its outputs are known. */
-#define TRIAL 64 /* pixels */
-
-static int see_trial(struct mp_picture_job *p, struct hosted *h,
-                     const struct mp_settings *s)
-{
-    int rc = 0;
-
-    mp_pipeline_use(h->pipeline, s->head_conf, "");
-    for (size_t i = 0; i < p->nview && !rc; i++) {
-        rc = mp_picture_job_see(&(struct mp_look){p, i}, 1, h->pipeline,
-                                &p->err);
-        if (!rc)
-            rc = mp_picture_job_merge(p, s, h->pipeline);
-    }
-    return rc;
-}
-
-/* Any result, whose sizes are the picture's business. */
-static json_t *describe_output(const struct mp_kept *k)
-{
-    json_t *shape = json_array();
-    int is_png = !strcmp(k->suffix, "png");
-
-    json_array_append_new(shape, json_integer(1));
-    for (int i = 0; i < k->ndim; i++)
-        json_array_append_new(shape,
-                              json_integer(is_png && i == 2 ? k->dim[i] : -1));
-    return json_pack("{s:s, s:s, s:s, s:o}", "kind", k->kind, "suffix",
-                     k->suffix, "dtype", mp_dtype_name(k->dtype), "shape",
-                     shape);
-}
-
-static char *all_formats(const struct mp_plugin *head)
-{
-    char *words;
-
-    if (asprintf(&words, "%s %s", head->formats, MP_KIND_RAW) < 0)
-        return NULL;
-    for (char *c = words; *c; c++)
-        if (*c == ':')
-            *c = ' ';
-    return words;
-}
-
-static int try_out(struct hosted *h, struct mp_error *err)
-{
-    struct mp_settings *s = NULL;
-    struct mp_keep keep = {.plain = 1};
-    struct mp_input input = {.path = (char *)"trial", .stem = (char *)"trial"};
-    struct mp_picture_job p = {
-        .keep = &keep, .source = {TRIAL, TRIAL, malloc(TRIAL * TRIAL * 3)}};
-    char *formats = all_formats(h->settings->plugin);
-    int rc = p.source.rgb && formats ? 0 : no_memory(&p.err);
-
-    if (!rc) {
-        memset(p.source.rgb, 128, TRIAL * TRIAL * 3);
-        rc = mp_settings_vary(&s, h->settings, NULL, NULL, 0, formats, &p.err);
-    }
-    /* where people are listed by picture, this is none of them */
-    if (!rc && !(p.box = calloc(1, sizeof *p.box)))
-        rc = no_memory(&p.err);
-    if (!rc) {
-        p.box[p.nbox++] = (struct mp_box){.w = TRIAL, .h = TRIAL, .score = 1};
-        rc = mp_picture_job_open(&p, &input, s);
-    }
-    if (!rc)
-        rc = see_trial(&p, h, s);
-    h->outputs = json_array();
-    if (!rc) {
-        mp_picture_job_write(&p, s, ""); /* kinds may exclude each other */
-        for (size_t i = 0; i < keep.n; i++)
-            json_array_append_new(h->outputs, describe_output(&keep.at[i]));
-    }
-    if (rc)
-        *err = p.err;
-    mp_picture_job_free(&p);
-    mp_keep_free(&keep);
-    mp_settings_free(s);
-    free(formats);
-    return rc;
-}
-
-static const char *type_name(enum mp_option_type t)
-{
-    static const char *const names[] = {"bool",   "int",   "float", "string",
-                                        "choice", "flags", "size"};
-
-    return names[t];
-}
-
-static json_t *describe_options(const struct mp_plugin *head)
-{
-    json_t *list = json_array();
-
-    for (const struct mp_option *o = head->options; o && o->name; o++)
-        json_array_append_new(
-            list,
-            json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:s*}", "name", o->name,
-                      "type", type_name(o->type), "default", o->def, "choices",
-                      o->choices, "unit", o->unit, "help", o->help));
-    return list;
-}
-
-static json_t *describe_formats(const struct mp_plugin *head)
-{
-    json_t *list = json_array();
-    const char *word;
-    size_t at = 0, n;
-    int is_default;
-
-    while ((n = mp_format_next(head->formats, &at, &word, &is_default)))
-        json_array_append_new(list, json_stringn(word, n));
-    json_array_append_new(list, json_string(MP_KIND_RAW));
-    return list;
-}
-
-static json_t *list_kinds(const struct mp_settings *s)
-{
-    json_t *list = json_array();
-
-    for (char **k = s->kinds; *k; k++)
-        json_array_append_new(list, json_string(*k));
-    return list;
-}
-
-static json_t *describe(const struct hosted *h)
-{
-    const struct mp_settings *s = h->settings;
-    struct mp_pipeline_times t;
-
-    mp_pipeline_times(h->pipeline, &t);
-    return json_pack(
-        "{s:s, s:s, s:O, s:o, s:o, s:o, s:o, s:b, s:i, s:o, s:o, s:o, s:o, "
-        "s:o, s:f}",
-        "head", s->plugin->name, "summary", s->plugin->summary, "outputs",
-        h->outputs, "formats", describe_formats(s->plugin), "kinds",
-        list_kinds(s), "options", describe_options(s->plugin), "settings",
-        mp_settings_json(s), "uses_boxes", s->plugin->uses_boxes, "batch",
-        (int)h->batch, "checkpoint", mp_record_checkpoint(s->checkpoint),
-        "backend",
-        json_stringn(mp_pipeline_backend(h->pipeline),
-                     strcspn(mp_pipeline_backend(h->pipeline), " ")),
-        "device", mp_json_text(mp_pipeline_device(h->pipeline)), "precision",
-        mp_json_text(mp_pipeline_precision(h->pipeline)), "network",
-        mp_json_text(mp_pipeline_network_text(h->pipeline)), "load_seconds",
-        t.load);
-}
-
-static int open_settings(struct hosted *h, const json_t *text,
-                         struct mp_error *err)
-{
-    const json_t *assign = json_object_get(text, "assign");
-    size_t n = json_array_size(assign);
-    const char **list = calloc(n + 1, sizeof *list);
-    int rc;
-
-    if (!list)
-        return no_memory(err);
-    for (size_t i = 0; i < n; i++)
-        list[i] = json_string_value(json_array_get(assign, i));
-    rc = mp_settings_open(&h->settings,
-                          json_string_value(json_object_get(text, "config")),
-                          list, n, err);
-    free(list);
-    return rc ? rc : mp_settings_files(h->settings, err);
-}
-
-static int open_host(struct hosted *h, struct mp_devices *devices,
-                     const struct mp_message *m, struct mp_error *err)
-{
-    const json_t *window = json_object_get(m->text, "batch_window");
-    int rc = open_settings(h, m->text, err);
-
-    h->id = m->id;
-    if (rc)
-        return rc;
-    h->batch =
-        h->settings->compute.batch > 0 ? (size_t)h->settings->compute.batch : 1;
-    h->window = json_number_value(window) / 1e3;
-    rc = mp_settings_pipeline(&h->pipeline, h->settings, devices, err);
-    return rc ? rc : try_out(h, err);
-}
-
-static void close_host(struct hosted *h)
-{
-    mp_pipeline_close(h->pipeline);
-    mp_settings_free(h->settings);
-    json_decref(h->outputs);
-    free(h);
-}
-
-static void load(struct worker *w, const struct mp_message *m)
-{
-    struct mp_message reply = {
-        .type = MP_LOADED, .id = m->id, .blob = MP_NO_BLOB};
-    struct hosted *h = calloc(1, sizeof *h);
-    struct mp_error err = {0};
-    int rc;
-
-    current = m->id;
-    rc = h ? open_host(h, &w->devices, m, &err) : no_memory(&err);
-    current = 0;
-    reply.code = rc;
-    reply.text =
-        rc ? json_pack("{s:o}", "error", mp_json_text(err.text)) : describe(h);
-    if (rc && h) {
-        close_host(h);
-    } else if (!rc) {
-        pthread_mutex_lock(&w->lock);
-        h->next = w->hosts;
-        w->hosts = h;
-        pthread_mutex_unlock(&w->lock);
-    }
-    send_message(w, &reply);
-}
-
-/* The front sends it when all requests of the pipeline are answered. */
-static void unload(struct worker *w, const struct mp_message *m)
-{
-    struct mp_message reply = {
-        .type = MP_UNLOADED, .id = m->id, .blob = MP_NO_BLOB};
-    struct hosted *h = NULL;
-
-    pthread_mutex_lock(&w->lock);
-    for (struct hosted **p = &w->hosts; *p && !h; p = &(*p)->next)
-        if ((*p)->id == m->id) {
-            h = *p;
-            *p = h->next;
-            break;
-        }
-    while (h && h->ntask && !w->quit)
-        pthread_cond_wait(&w->changed, &w->lock);
-    pthread_mutex_unlock(&w->lock);
-    if (h)
-        close_host(h);
-    send_message(w, &reply);
-}
-
 /* ---- the main thread ---- */
 
 static void take_order(struct worker *w, struct order *o)
 {
-    if (o->m.type == MP_LOAD)
-        load(w, &o->m);
-    else if (o->m.type == MP_UNLOAD)
-        unload(w, &o->m);
+    if (o->m.type == MP_LOAD) {
+        current = o->m.id;
+        mp_worker_load(w, &o->m);
+        current = 0;
+    } else if (o->m.type == MP_UNLOAD) {
+        mp_worker_unload(w, &o->m);
+    }
     mp_message_free(&o->m);
     free(o);
 }
@@ -1071,19 +643,22 @@ int mp_worker_run(struct mp_error *err)
     rc = serve(&w);
     if (rc)
         return mp_fail(err, rc, "the device has failed");
+    if (w.end.code)
+        return mp_fail(err, w.end.code, "%s", w.end.text);
     for (int i = 0; i < w.nthread; i++)
         pthread_join(w.thread[i], NULL);
     while (w.tasks) {
         struct task *t = w.tasks;
 
         w.tasks = t->next;
-        free_task(t);
+        mp_picture_job_settle(&t->p, t->host->pipeline);
+        mp_task_free(t);
     }
     while (w.hosts) {
         struct hosted *h = w.hosts;
 
         w.hosts = h->next;
-        close_host(h);
+        mp_host_close(h);
     }
     free(w.look);
     return 0;

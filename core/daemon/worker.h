@@ -8,13 +8,13 @@
  * expected to die of what heads and drivers do; the front then knows from the
  * ledger whose fault it was.
  *
- * Of a request {"pipeline": number, "offset", "bytes" (of the picture in the
- * blob), "width" and "height" (of pixels; without: a PNG or JPEG), "name"
- * (stem), "options" {key: text}, "formats" (words), "plain", "boxes"
+ * Of a picture {"pipeline": number, "offset", "bytes" (in the blob), "width"
+ * and "height" (of pixels; without: a PNG or JPEG), "name" (stem), "image_id",
+ * "options" {key: text}, "formats" (words), "plain", "accept", "boxes"
  * [[x, y, w, h, score], ...]}, all but the first three optional, it makes
  * {"results": [{"kind", "suffix", "dtype", "dim", "offset", "bytes"}, ...],
- * "seconds": {"read", "wait", "network", "merge", "write"}, "runs": a request's
- * share of the network's}.
+ * "seconds": {"read", "network", "merge", "write"}, "runs": [[views, share of
+ * the run, seconds of it], ...] of the network}.
  */
 #ifndef CORE_DAEMON_WORKER_H
 #define CORE_DAEMON_WORKER_H

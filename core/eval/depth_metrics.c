@@ -128,11 +128,16 @@ static void put_aside(struct block *b, const float *pred, const float *gt,
     }
 }
 
-/* What is no number, and what log_of does not know: that makes infinities and
- * NaN of the sums. */
+/* Predictions that are no number, or that log_of does not know: they make
+ * infinities and NaN of the sums. There are none as a rule. */
 static void settle(struct sums *s, struct block *b, float low, float high)
 {
-    for (size_t i = 0; i < b->n; i++) {
+    int32_t odd = 0;
+
+#pragma omp simd reduction(+ : odd)
+    for (size_t i = 0; i < b->n; i++)
+        odd += !((b->p[i] > 0) & (b->p[i] < INFINITY));
+    for (size_t i = 0; odd > 0 && i < b->n; i++) {
         float p = b->p[i];
         double l;
 

@@ -8,8 +8,13 @@
  * a module's code runs. Modules stay loaded for the life of the process.
  *
  * Direction: libmpipe folds, fuses and plans memory, and hands over a program:
- * steps in order, every value an offset into one arena or a constant. The
- * backend compiles it once and runs it many times.
+ * steps in order, every value an offset into one arena, a constant, or memory
+ * whose address is given to each run. The backend compiles it once and runs it
+ * many times.
+ *
+ * Order: put, copy, run and get of a device may return before they have
+ * happened, but each sees all that was called before it, and what they are
+ * given of the host's memory is not read after they have returned.
  *
  * Threads: calls on one device come from one thread at a time.
  */
@@ -22,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 4
+#define MP_BACKEND_ABI 6
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -85,7 +90,7 @@ struct mp_attr {
     float scale;        /* ATTENTION: of q k^T */
 };
 
-enum mp_place { MP_ARENA, MP_CONSTANT };
+enum mp_place { MP_ARENA, MP_CONSTANT, MP_OUTSIDE };
 
 struct mp_value {
     enum mp_place place;
@@ -93,7 +98,9 @@ struct mp_value {
     int ndim;
     int64_t dim[MP_RANK];
     size_t count;     /* elements */
-    size_t offset;    /* ARENA: bytes from its start, a multiple of 64 */
+    size_t offset;    /* ARENA: bytes from its start, a multiple of 64;
+                         OUTSIDE: which of the addresses that run() is given,
+                         aligned as its elements are */
     uint64_t key[2];  /* CONSTANT: equal keys, equal contents: packed forms
                          may be shared between programs of one device */
     const char *name; /* of an input, output or weight; for messages */
@@ -108,7 +115,7 @@ struct mp_step {
     uint32_t in[MP_MAX_IN]; /* values; an optional input not given is
                                MP_NO_VALUE */
     uint32_t out;
-    /* CONV2D with a residual: its value may lie at the same offset as out (it
+    /* CONV2D with a residual: its value may lie in the same place as out (it
      * dies here), so that the sum needs no copy. Any ADD, ACT, MUL, norm may
      * likewise work in place. No other inputs overlap out. */
 };
@@ -117,8 +124,9 @@ struct mp_program {
     size_t nvalue, nstep;
     const struct mp_value *value;
     const struct mp_step *step;
-    size_t arena; /* bytes */
-    int once;     /* runs once (constant folding): do not keep packed weights */
+    size_t arena;    /* bytes */
+    size_t noutside; /* addresses that run() takes */
+    int once; /* runs once (constant folding): do not keep packed weights */
     /* Row-major f32 contents of a constant, valid until release(). compile()
      * only. Mapped files are read here: first use costs time. */
     int (*constant)(const struct mp_program *p, uint32_t value,
@@ -136,10 +144,16 @@ struct mp_device_info {
     uint64_t memory; /* bytes; 0: unknown */
 };
 
+struct mp_device_memory { /* bytes; total 0: not known */
+    uint64_t total, free;
+    uint64_t ours; /* what this device holds for us now */
+};
+
 struct mp_device_conf {
-    int32_t index;   /* which device of the backend, from 0 */
-    int32_t threads; /* CPU: 0 is all the process may use */
-    int32_t tf32;    /* GPU: products of f32 may be rounded to TF32 first */
+    int32_t index;    /* which device of the backend, from 0 */
+    int32_t threads;  /* CPU: 0 is all the process may use */
+    int32_t tf32;     /* GPU: products of f32 may be rounded to TF32 first */
+    int32_t autotune; /* GPU: choose among a library's ways by measuring */
 };
 
 struct mp_backend {
@@ -149,6 +163,10 @@ struct mp_backend {
     /* Whether sums of a convolution and a residual are to stay f32 where else
      * values are kept in 16 bits: where that takes no time it is worth it. */
     int wide_sums;
+    /* Nonzero: an mp_addr is a pointer of this process, and inputs and outputs
+     * of a program are MP_OUTSIDE, so that they are used where they are. Zero:
+     * they lie in the arena, and are copied. */
+    int host;
     /* Whether a 3x3 convolution (stride 1, padding 1, known weights) of a map
      * that is enlarged first is to come as one step: the convolution may then
      * be done before, on fewer pixels. */
@@ -167,20 +185,32 @@ struct mp_backend {
     enum mp_dtype (*best)(const struct mp_device *d);
     int (*supports)(const struct mp_device *d, enum mp_dtype t,
                     struct mp_error *err);
+    int (*memory)(struct mp_device *d, struct mp_device_memory *out,
+                  struct mp_error *err);
     int (*alloc)(struct mp_device *d, size_t bytes, mp_addr *out,
                  struct mp_error *err);
     void (*free)(struct mp_device *d, mp_addr a);
     int (*put)(struct mp_device *d, mp_addr dst, const void *src, size_t n,
                struct mp_error *err);
+    /* Within the device; the two do not overlap. */
+    int (*copy)(struct mp_device *d, mp_addr dst, mp_addr src, size_t n,
+                struct mp_error *err);
+    /* dst has it when wait() of this ticket, or of a later one, has returned,
+     * and must be there until then, whether or not that fails. Ticket 0: it
+     * has it already. */
     int (*get)(struct mp_device *d, void *dst, mp_addr src, size_t n,
-               struct mp_error *err);
+               uint64_t *ticket, struct mp_error *err);
+    /* UINT64_MAX: until all has happened. What has failed on the device since
+     * the last wait shows here. */
+    int (*wait)(struct mp_device *d, uint64_t ticket, struct mp_error *err);
     /* An op, shape or type it cannot do is refused here, by name, never in
      * run(). The program is borrowed during the call only. */
     int (*compile)(struct mp_device *d, const struct mp_program *p,
                    struct mp_plan **out, struct mp_error *err);
-    /* seconds: NULL, or room for the time of each step of the program. */
-    int (*run)(struct mp_plan *plan, mp_addr arena, double *seconds,
-               struct mp_error *err);
+    /* outside: noutside addresses. seconds: NULL, or room for the time of each
+     * step of the program. */
+    int (*run)(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
+               double *seconds, struct mp_error *err);
     /* Kernel chosen for a step, for dumps: "brgconv_fwd:avx512_core". */
     const char *(*kernel)(const struct mp_plan *plan, size_t step);
     void (*plan_free)(struct mp_plan *plan); /* NULL is fine */

@@ -65,11 +65,20 @@ struct mp_view { /* one look of the network at a source picture */
                       then the same or one more */
 };
 
-struct mp_features { /* what the backbone hands to build() */
+/* Class names and colours, as chosen by [pipeline] classes. */
+struct mp_classes {
+    const char *name;
+    size_t count;
+    const char *const *names;
+    const uint8_t (*color)[3];
+};
+
+struct mp_features { /* what build() is given */
     mp_node map[4];  /* N x H x W x C, finest first, last refinement step */
     mp_node prompts; /* T x C, the (adapted) prompts of the last step */
     mp_node latents; /* N x h x w x 4: the VAE's, before the first step */
-    int32_t view_h, view_w; /* size of the view, pixels */
+    int32_t view_h, view_w;           /* size of the view, pixels */
+    const struct mp_classes *classes; /* NULL: none are asked for */
 };
 
 /* How well each prompt fits each place: all four maps joined at the size of the
@@ -95,14 +104,6 @@ struct mp_tensor {
     int ndim;
     int64_t dim[MP_RANK];
     const void *data;
-};
-
-/* Class names and colours, as chosen by [pipeline] classes. */
-struct mp_classes {
-    const char *name;
-    size_t count;
-    const char *const *names;
-    const uint8_t (*color)[3];
 };
 
 struct mp_png_text {

@@ -228,6 +228,29 @@ static int put_overlay(const struct persons *a, const struct conf *c,
     return rc;
 }
 
+/* What is in the list, as numbers: x, y, score of each point. */
+static int put_keypoints(const struct persons *a, struct mp_sink *sink,
+                         struct mp_error *err)
+{
+    float *points = malloc((a->nkeep + 1) * POINTS * 3 * sizeof *points);
+    struct mp_tensor t = {.name = "keypoints",
+                          .dtype = MP_F32,
+                          .ndim = 3,
+                          .dim = {(int64_t)a->nkeep, POINTS, 3},
+                          .data = points};
+    int rc;
+
+    if (!points)
+        return no_memory(err);
+    for (size_t i = 0; i < a->nkeep; i++)
+        for (size_t k = 0; k < 3 * POINTS; k++)
+            points[i * 3 * POINTS + k] =
+                (float)a->p[a->keep[i]].point[k / 3][k % 3];
+    rc = mp_sink_npy(sink, "keypoints", &t, err);
+    free(points);
+    return rc;
+}
+
 /* Of those that stay, in their order. */
 static int put_heatmaps(const struct persons *a, struct mp_sink *sink,
                         struct mp_error *err)
@@ -281,6 +304,8 @@ static int decode(const void *conf, const struct mp_image *img,
         rc = put_json(&a, img, sink, err);
     if (!rc && mp_sink_wants(sink, "overlay"))
         rc = put_overlay(&a, c, img, sink, err);
+    if (!rc && mp_sink_wants(sink, "keypoints"))
+        rc = put_keypoints(&a, sink, err);
     if (!rc && mp_sink_wants(sink, "heatmaps"))
         rc = put_heatmaps(&a, sink, err);
     free(a.p);
@@ -294,7 +319,7 @@ MP_PLUGIN(pose) = {
     .size = sizeof(struct mp_plugin),
     .name = "pose",
     .summary = "human pose: 17 key points per person",
-    .formats = "json overlay : heatmaps",
+    .formats = "json overlay : keypoints heatmaps",
     .uses_boxes = 1,
     .joined = "json",
     .joined_as = "keypoints",

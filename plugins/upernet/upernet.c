@@ -242,6 +242,21 @@ static mp_node decode_head(struct mp_graph *g, const mp_node feat[4])
     return mp_conv_layer(g, x[0], "conv_seg", 1, -1);
 }
 
+static int has_classes(struct mp_graph *g, mp_node logits,
+                       const struct mp_classes *classes)
+{
+    int64_t have = mp_dim(g, logits, -1);
+
+    if (classes && (int64_t)classes->count == have)
+        return 1;
+    mp_graph_fail(g,
+                  "the checkpoint has %d classes, [pipeline] classes = %s "
+                  "has %d",
+                  (int)have, classes ? classes->name : "",
+                  classes ? (int)classes->count : 0);
+    return 0;
+}
+
 static mp_node build(const void *conf, struct mp_graph *g,
                      const struct mp_features *f)
 {
@@ -254,6 +269,8 @@ static mp_node build(const void *conf, struct mp_graph *g,
     logits = decode_head(g, feat);
     mp_pop(g);
     mp_weight_unused(g, "auxiliary_head."); /* of training */
+    if (f->classes) /* before there is a picture; merge() makes sure */
+        has_classes(g, logits, f->classes);
     return logits;
 }
 
@@ -319,21 +336,6 @@ static int wants_labels(const struct mp_sink *want)
            mp_sink_wants(want, "overlay");
 }
 
-static int has_classes(struct mp_graph *g, const struct mp_merge *m)
-{
-    const struct mp_classes *classes = mp_sink_classes(m->want);
-    int64_t have = mp_dim(g, m->out[0], -1);
-
-    if (classes && (int64_t)classes->count == have)
-        return 1;
-    mp_graph_fail(g,
-                  "the checkpoint has %d classes, [pipeline] classes = %s "
-                  "has %d",
-                  (int)have, classes ? classes->name : "",
-                  classes ? (int)classes->count : 0);
-    return 0;
-}
-
 /* A group is one size, mirrored or not. Logits are averaged over windows,
  * probabilities over groups; of a single group, the largest logit is enough. */
 static mp_node merge(const void *conf, struct mp_graph *g,
@@ -342,7 +344,7 @@ static mp_node merge(const void *conf, struct mp_graph *g,
     mp_node x = {0};
 
     (void)conf;
-    if (!has_classes(g, m))
+    if (!has_classes(g, m->out[0], mp_sink_classes(m->want)))
         return x;
     x = average(g, m->view, m->nview, m->out);
     x = mp_resize_bilinear(g, x, m->img->height, m->img->width);

@@ -2,10 +2,9 @@
 /*
  * sim.cc - fibers, and what lanes of a warp do together.
  *
- * A fiber is entered with swapcontext, which is portable, and from then on
- * left and resumed with longjmp, which needs no system call: kernels switch
- * millions of times. The address sanitizer wants to know of each switch, and
- * its longjmp checks more than it should: it gets swapcontext always.
+ * A fiber is entered with setcontext once, and from then on left and resumed
+ * with longjmp, which needs no system call: kernels switch millions of times.
+ * It runs thread i of one block after the other.
  */
 #undef _FORTIFY_SOURCE /* longjmp "up" the stack is what is meant here */
 #include <setjmp.h>
@@ -15,18 +14,6 @@
 #include <vector>
 #include <ucontext.h>
 #include "sim.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
-#else
-static void __sanitizer_start_switch_fiber(void **, const void *, size_t)
-{
-}
-
-static void __sanitizer_finish_switch_fiber(void *, const void **, size_t *)
-{
-}
-#endif
 
 #define STACK ((size_t)128 << 10)
 
@@ -46,7 +33,6 @@ struct fiber {
     jmp_buf jump;
     bool entered;
     std::vector<char> stack;
-    void *fake; /* what the address sanitizer keeps for it */
     state is;
     const char *at; /* the warp call */
     unsigned calls; /* of its warp so far */
@@ -58,17 +44,16 @@ struct fiber {
  * overwrite what another has yet to read. */
 struct warp {
     char given[2][32][64];
+    bool multiplied[2]; /* the call's product has been taken, by one for all */
+    float product[2][16][8];
 };
 
 static struct {
     std::vector<struct fiber> fiber;
     std::vector<struct warp> warp;
     unsigned threads, now;
-    ucontext_t main;
+    bool together;
     jmp_buf main_jump;
-    void *main_fake;
-    const void *main_stack;
-    size_t main_size;
     void (*call)(const void *);
     const void *arg;
 } sim;
@@ -87,52 +72,21 @@ static fiber &me()
     return sim.fiber[sim.now];
 }
 
-#ifdef __SANITIZE_ADDRESS__
-static void switch_to_main(fiber &f)
+static void to_main()
 {
-    swapcontext(&f.context, &sim.main);
-}
-
-static void switch_to(fiber &f)
-{
-    swapcontext(&sim.main, &f.context);
-}
-#else
-static void switch_to_main(fiber &f)
-{
-    if (!_setjmp(f.jump))
+    if (!_setjmp(me().jump))
         _longjmp(sim.main_jump, 1);
-}
-
-static void switch_to(fiber &f)
-{
-    if (_setjmp(sim.main_jump))
-        return;
-    if (f.entered)
-        _longjmp(f.jump, 1);
-    f.entered = true;
-    setcontext(&f.context);
-}
-#endif
-
-static void to_main(bool last)
-{
-    fiber &f = me();
-
-    __sanitizer_start_switch_fiber(last ? NULL : &f.fake, sim.main_stack,
-                                   sim.main_size);
-    switch_to_main(f);
-    __sanitizer_finish_switch_fiber(me().fake, &sim.main_stack, &sim.main_size);
 }
 
 static void body()
 {
-    __sanitizer_finish_switch_fiber(NULL, &sim.main_stack, &sim.main_size);
-    sim.call(sim.arg);
-    if (!me().open.empty() || !me().groups.empty())
-        fail("ends before its copies do");
-    me().is = DONE;
-    to_main(true);
+    for (;;) {
+        sim.call(sim.arg);
+        if (!me().open.empty() || !me().groups.empty())
+            fail("ends before its copies do");
+        me().is = DONE;
+        to_main();
+    }
 }
 
 static void resume(unsigned i)
@@ -141,15 +95,25 @@ static void resume(unsigned i)
 
     sim.now = i;
     threadIdx = {i, 0, 0};
-    __sanitizer_start_switch_fiber(&sim.main_fake, f.stack.data(), STACK);
-    switch_to(f);
-    __sanitizer_finish_switch_fiber(sim.main_fake, NULL, NULL);
+    if (_setjmp(sim.main_jump))
+        return;
+    if (f.entered)
+        _longjmp(f.jump, 1);
+    f.entered = true;
+    setcontext(&f.context);
+}
+
+static fiber &waiter()
+{
+    if (!sim.together)
+        fail("waits, but is of a kernel that does not");
+    return me();
 }
 
 static void wait(state what)
 {
-    me().is = what;
-    to_main(false);
+    waiter().is = what;
+    to_main();
 }
 
 void __syncthreads()
@@ -159,10 +123,11 @@ void __syncthreads()
 
 const char *sim_warp(const char *what, const void *mine, size_t n)
 {
-    unsigned turn = me().calls++ % 2;
+    unsigned turn = waiter().calls++ % 2;
     warp &w = sim.warp[sim.now / 32];
 
     memcpy(w.given[turn][sim.now % 32], mine, n);
+    w.multiplied[turn] = false;
     me().at = what;
     wait(AT_WARP);
     return w.given[turn][0];
@@ -195,19 +160,28 @@ static bool release_block()
     return true;
 }
 
-static void start_block()
+static void make_fibers(unsigned n)
 {
-    for (unsigned i = 0; i < sim.threads; i++) {
-        fiber &f = sim.fiber[i];
+    sim.fiber.reserve(1024); /* they must not move */
+    while (sim.fiber.size() < n) {
+        sim.fiber.emplace_back();
+        fiber &f = sim.fiber.back();
 
+        f.stack.resize(STACK);
+        f.entered = false;
         getcontext(&f.context);
         f.context.uc_stack.ss_sp = f.stack.data();
         f.context.uc_stack.ss_size = STACK;
         f.context.uc_link = NULL;
         makecontext(&f.context, body, 0);
-        f.entered = false;
-        f.is = READY;
-        f.calls = 0;
+    }
+}
+
+static void start_block()
+{
+    for (unsigned i = 0; i < sim.threads; i++) {
+        sim.fiber[i].is = READY;
+        sim.fiber[i].calls = 0;
     }
 }
 
@@ -235,19 +209,27 @@ static void run_block(bool backwards)
     }
 }
 
-void sim_run(sim_grid grid, unsigned threads, size_t shared,
+static void run_alone(bool backwards)
+{
+    for (unsigned k = 0; k < sim.threads; k++) {
+        sim.now = backwards ? sim.threads - 1 - k : k;
+        threadIdx = {sim.now, 0, 0};
+        sim.call(sim.arg);
+    }
+}
+
+void sim_run(sim_grid grid, unsigned threads, size_t shared, bool together,
              void (*call)(const void *arg), const void *arg)
 {
     std::vector<float4> memory(shared / sizeof(float4) + 1);
     bool backwards = false;
 
     sim.threads = threads;
+    sim.together = together;
     sim.call = call;
     sim.arg = arg;
-    sim.fiber.resize(threads > sim.fiber.size() ? threads : sim.fiber.size());
-    sim.warp.resize(threads / 32);
-    for (fiber &f : sim.fiber)
-        f.stack.resize(STACK);
+    make_fibers(threads);
+    sim.warp.resize(32);
     sim_shared = (unsigned char *)memory.data();
     gridDim = {grid.x, grid.y, grid.z};
     blockDim = {threads, 1, 1};
@@ -255,7 +237,10 @@ void sim_run(sim_grid grid, unsigned threads, size_t shared,
         for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
             for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
                 memset((void *)memory.data(), 0xff, shared);
-                run_block(backwards);
+                if (together)
+                    run_block(backwards);
+                else
+                    run_alone(backwards);
                 backwards = !backwards;
             }
 }
@@ -357,30 +342,47 @@ struct fragments {
     uint32_t a[4], b[2];
 };
 
+/* d = a b from what all lanes gave. */
+static void multiply(float d[16][8], const char *all, float (*number)(uint16_t))
+{
+    float a[16][16], b[16][8];
+
+    for (unsigned lane = 0; lane < 32; lane++) {
+        fragments f = sim_lane<fragments>(all, lane);
+        unsigned row = lane / 4, col = lane % 4 * 2;
+
+        for (unsigned i = 0; i < 8; i++) /* a[i / 2], half i % 2 */
+            a[row + i / 2 % 2 * 8][col + i / 4 * 8 + i % 2] =
+                number((uint16_t)(f.a[i / 2] >> i % 2 * 16));
+        for (unsigned i = 0; i < 4; i++)
+            b[col + i / 2 * 8 + i % 2][row] =
+                number((uint16_t)(f.b[i / 2] >> i % 2 * 16));
+    }
+    for (unsigned y = 0; y < 16; y++)
+        for (unsigned x = 0; x < 8; x++)
+            d[y][x] = 0;
+    for (unsigned k = 0; k < 16; k++)
+        for (unsigned y = 0; y < 16; y++)
+            for (unsigned x = 0; x < 8; x++)
+                d[y][x] += a[y][k] * b[k][x];
+}
+
 static void mma(float *d, const uint32_t *a, const uint32_t *b,
                 const char *what, float (*number)(uint16_t))
 {
+    unsigned turn = waiter().calls % 2, lane = threadIdx.x % 32;
+    warp &w = sim.warp[sim.now / 32];
     fragments mine;
-    unsigned row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
     const char *all;
 
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
     all = sim_warp(what, &mine, sizeof mine);
-    for (unsigned i = 0; i < 4; i++) {
-        unsigned y = row + i / 2 * 8, x = col + i % 2;
-        float sum = 0;
-
-        for (unsigned k = 0; k < 16; k++) {
-            unsigned lane_a = y % 8 * 4 + k % 8 / 2, lane_b = x * 4 + k % 8 / 2;
-            uint32_t u = sim_lane<fragments>(all, lane_a).a[y / 8 + k / 8 * 2];
-            uint32_t v = sim_lane<fragments>(all, lane_b).b[k / 8];
-
-            sum += number((uint16_t)(u >> k % 2 * 16)) *
-                   number((uint16_t)(v >> k % 2 * 16));
-        }
-        d[i] += sum;
-    }
+    if (!w.multiplied[turn])
+        multiply(w.product[turn], all, number);
+    w.multiplied[turn] = true;
+    for (unsigned i = 0; i < 4; i++)
+        d[i] += w.product[turn][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b)

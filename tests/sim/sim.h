@@ -110,6 +110,26 @@ uint16_t float_bf16(float v);
 float f16_float(uint16_t v);
 uint16_t float_f16(float v);
 
+static inline uint32_t two_bf16(float low, float high)
+{
+    return (uint32_t)float_bf16(high) << 16 | float_bf16(low);
+}
+
+static inline uint32_t two_f16(float low, float high)
+{
+    return (uint32_t)float_f16(high) << 16 | float_f16(low);
+}
+
+static inline float exp2_fast(float x)
+{
+    return exp2f(x);
+}
+
+static inline float divide_fast(float a, float b)
+{
+    return a / b;
+}
+
 /* ---- instructions of a warp ---- */
 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b);
@@ -131,8 +151,9 @@ struct sim_grid {
     unsigned x, y, z;
 };
 
-/* call(arg) by every thread of every block. */
-void sim_run(sim_grid grid, unsigned threads, size_t shared,
+/* call(arg) by every thread of every block. together: threads may wait for each
+ * other; else one runs after the other, which is much faster. */
+void sim_run(sim_grid grid, unsigned threads, size_t shared, bool together,
              void (*call)(const void *arg), const void *arg);
 
 #endif
