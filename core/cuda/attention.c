@@ -7,7 +7,7 @@
 #include "cuda/cuda.h"
 
 static const struct {
-    uint32_t width, slice, keys; /* as in attention.cu */
+    uint32_t width, slice, keys; /* as in attention.cu, or more */
     int wide;
     enum gpu_kernel bf16, f16;
     enum gpu_kernel bf16_2, f16_2; /* for twice the queries, or 0 */

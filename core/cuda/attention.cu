@@ -268,15 +268,21 @@ static DEV void do_flash(const g_attention &a)
 }
 
 KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
+/* Code for newer GPUs needs some registers more than there are for 64. */
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
+#define KEYS_80 32
+#else
+#define KEYS_80 64
+#endif
 #define FLASH(type)                                                            \
     KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
            (do_flash<type, 48, 48, 64, 1, 2, false>(a)))                       \
     KERNEL(flash_##type##_48_2, g_attention, 128, 2,                           \
            (do_flash<type, 48, 48, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
-           (do_flash<type, 80, 80, 64, 1, 2, false>(a)))                       \
+           (do_flash<type, 80, 80, KEYS_80, 1, 2, false>(a)))                  \
     KERNEL(flash_##type##_80_2, g_attention, 128, 2,                           \
-           (do_flash<type, 80, 80, 64, 2, 2, false>(a)))                       \
+           (do_flash<type, 80, 80, KEYS_80, 2, 2, false>(a)))                  \
     KERNEL(flash_##type##_160, g_attention, 128, 2,                            \
            (do_flash<type, 160, 160, 64, 1, 2, false>(a)))                     \
     KERNEL(flash_##type##_512, g_attention, 128, 1,                            \

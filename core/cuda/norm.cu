@@ -19,6 +19,14 @@ template <int TYPE, int V> struct held {
     {
         return to_float(in.v[j], TYPE);
     }
+    /* What was computed from it so far is not to be kept: it takes twice as
+     * many registers. */
+    DEV void forget()
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            make_opaque(&in.v[j]);
+    }
 };
 template <int V> struct held<MP_F32, V> {
     floats<V> in;
@@ -320,11 +328,17 @@ template <int TYPE, int V> static DEV void do_group_whole(const g_group &a)
     mean = block_sum(sum, sums) / count;
 #pragma unroll
     for (int i = 0; i < HELD; i++)
+        x[i].forget();
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
         if (first + i * rows < a.hw)
 #pragma unroll
             for (int j = 0; j < V; j++)
                 square += (x[i][j] - k - mean) * (x[i][j] - k - mean);
     by = 1 / sqrtf(block_sum(square, sums) / count + a.eps);
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        x[i].forget();
 #pragma unroll
     for (int j = 0; j < V; j++) {
         load<1>(w + j, a.weight, c + j);

@@ -67,6 +67,12 @@ static DEV float divide_fast(float a, float b)
     return __fdividef(a, b);
 }
 
+/* For the compiler it may have changed. */
+static DEV void make_opaque(uint16_t *v)
+{
+    asm volatile("" : "+h"(*v));
+}
+
 /* d += a b of one warp: a 16 x 16, b 16 x 8. */
 static DEV void mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
 {

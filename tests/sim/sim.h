@@ -125,6 +125,10 @@ static inline float exp2_fast(float x)
     return exp2f(x);
 }
 
+static inline void make_opaque(uint16_t *)
+{
+}
+
 static inline float divide_fast(float a, float b)
 {
     return a / b;
