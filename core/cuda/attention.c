@@ -20,7 +20,7 @@ static const struct {
     {512, 128, 16, 1, GPU_flash_bf16_512, GPU_flash_f16_512, 0, 0},
 };
 #define MANY_KEYS 512
-#define NFLASH (int)(sizeof flash / sizeof *flash)
+#define NFLASH    (int)(sizeof flash / sizeof *flash)
 
 static uint32_t width(const struct mp_value *v)
 {
