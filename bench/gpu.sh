@@ -110,7 +110,8 @@ set -- $peaks
 peak=$1
 echo "measured: bf16 products $1 GFLOP/s, copies $2 GB/s, from the host $3 GB/s"
 
-# Every case twice: the difference is the noise.
+# Every case twice: the difference is the noise. Then with plans that were
+# measured.
 for batch in 1 2 4 8 16; do
     for task in seg depth; do
         case $task in
@@ -122,12 +123,14 @@ for batch in 1 2 4 8 16; do
             file=
         fi
         for precision in bf16 fp16; do
-            for again in 1 2; do
+            for again in 1 2 tuned; do
+                tune=
+                [ $again != tuned ] || tune=--autotune
                 echo
                 echo "== $task $precision batch $batch${file:+ full-size}, run $again"
                 # shellcheck disable=SC2046,SC2086
                 "$bench" --backend cuda --task $task --precision $precision \
-                    --batch $batch --runs 20 --worst 15 \
+                    --batch $batch --runs 20 --worst 15 $tune \
                     ${file:+--checkpoint "$file"} \
                     $([ "$peak" = 0 ] || echo --peak "$peak")
             done
