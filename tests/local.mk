@@ -77,9 +77,9 @@ shell_tests = \
 
 if DAEMON
 daemon_tests = \
+	%reldir%/test_http \
 	%reldir%/test_ask \
 	%reldir%/test_faults \
-	%reldir%/test_http \
 	%reldir%/test_queue \
 	%reldir%/test_system
 %canon_reldir%_test_ask_LDADD = core/daemon/libmpiped.la $(LDADD)
@@ -149,14 +149,15 @@ endif
 %canon_reldir%_lt_choices_CPPFLAGS = $(AM_CPPFLAGS) $(CUDA_CFLAGS)
 %canon_reldir%_lt_choices_LDADD = libmpipe.la
 
-TESTS += $(shell_tests)
+# The longest first: several at a time end together.
 if HAVE_CHECK
 check_PROGRAMS += $(unit_tests) $(daemon_tests)
-TESTS += $(unit_tests) $(daemon_tests)
+TESTS += $(daemon_tests) $(shell_tests) $(unit_tests)
 else
 check-local:
 	@echo "Check was not found when mpipe was configured:" \
 		"its unit tests were not built."
+TESTS += $(shell_tests)
 endif
 TEST_EXTENSIONS = .sh
 SH_LOG_COMPILER = $(SHELL)

@@ -285,7 +285,9 @@ int main(void)
     SRunner *r;
     int failed;
 
-    if (!backends || access(backends, R_OK)) {
+    if (backends)
+        snprintf(path, sizeof path, "%s/gpusim.la", backends);
+    if (!backends || access(path, R_OK)) {
         puts("SKIPPED: no simulated GPU");
         return 77;
     }
