@@ -282,12 +282,12 @@ int main(void)
     Suite *s = suite_create("batch");
     TCase *t = tcase_create("memory");
     struct mp_error err = {0};
+    char module[4096];
     SRunner *r;
     int failed;
 
-    if (backends)
-        snprintf(path, sizeof path, "%s/gpusim.la", backends);
-    if (!backends || access(path, R_OK)) {
+    snprintf(module, sizeof module, "%s/gpusim.la", backends ? backends : "");
+    if (!backends || access(module, R_OK)) {
         puts("SKIPPED: no simulated GPU");
         return 77;
     }
