@@ -279,11 +279,11 @@ END_TEST
 int main(void)
 {
     const char *backends = getenv("MPIPE_TEST_SIM");
-    Suite *s = suite_create("batch");
-    TCase *t = tcase_create("memory");
     struct mp_error err = {0};
     char module[4096];
     SRunner *r;
+    Suite *s;
+    TCase *t;
     int failed;
 
     snprintf(module, sizeof module, "%s/gpusim.la", backends ? backends : "");
@@ -300,6 +300,8 @@ int main(void)
         fprintf(stderr, "%s\n", err.text);
         return 99;
     }
+    s = suite_create("batch");
+    t = tcase_create("memory");
     suite_add_tcase(s, t);
     tcase_set_timeout(t, 120);
     tcase_add_test(t, as_many_as_fit);
