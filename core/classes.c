@@ -126,7 +126,8 @@ static int read_table(struct table *t, struct mp_error *err)
     t->c = (struct mp_classes){.name = name,
                                .count = n,
                                .names = t->names,
-                               .color = (const uint8_t(*)[3])t->color};
+                               .color = (const uint8_t(*)[3])t->color,
+                               .label_id = t->nlabel_id ? t->label_id : NULL};
     return check_label_ids(t, err);
 }
 
@@ -147,13 +148,6 @@ int mp_classes_open(struct mp_classes **out, const char *path,
     else
         *out = &t->c;
     return rc;
-}
-
-const int32_t *mp_classes_label_ids(const struct mp_classes *c)
-{
-    const struct table *t = (const struct table *)c;
-
-    return t->nlabel_id == 0 ? NULL : t->label_id;
 }
 
 /* -------------------------------------------------------------- writing */

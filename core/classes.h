@@ -24,10 +24,6 @@ int mp_classes_open(struct mp_classes **out, const char *path,
                     struct mp_error *err);
 void mp_classes_free(struct mp_classes *c); /* NULL: nothing */
 
-/* The label_id of each class of a table that was opened, NULL if it has none.
- */
-const int32_t *mp_classes_label_ids(const struct mp_classes *c);
-
 /* labels.json beside label maps, one class in a line. */
 int mp_classes_write(const struct mp_classes *c, const char *path,
                      struct mp_error *err);

@@ -310,12 +310,17 @@ static int name_poses(struct work *w, const char *results, struct mp_error *err)
 /* What can be found wrong before the network runs. */
 static int prepare(struct work *w, struct mp_pipeline **p, struct mp_error *err)
 {
-    const struct mp_truth t = {w->task, w->a->gt, w->a->gt_root, w->truth};
+    int ids = w->task == MP_TASK_SEG && w->s->eval.pred_labels == MP_LABELS_IDS;
+    const struct mp_truth t = {w->task, w->a->gt, w->a->gt_root, w->truth, ids};
     int rc = w->a->images ? mp_settings_files(w->s, err)
                           : mp_settings_classes(w->s, err);
 
     if (!rc)
         rc = mp_evaluate_check(w->task, w->s, err);
+    if (!rc && ids && w->a->images)
+        rc = mp_fail(err, MP_EINVAL,
+                     "[eval] pred_labels = ids: the results of --images are "
+                     "classes, so it must be index");
     if (rc)
         return rc;
     if (!w->a->images)

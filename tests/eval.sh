@@ -171,6 +171,24 @@ for task in seg depth; do
     value $task/j1 pictures 2
 done
 
+# what a benchmark server takes, of classes that have numbers there
+awk '/"color"/ { sub(/"color"/, "\"label_id\": " 10 + n++ ", &") } { print }' \
+    "$conf/classes/demo.json" > numbered.json
+ref="-c $conf/seg.ini -o compute.backend=ref"
+numbered="$ref -o pipeline.classes=$dir/numbered.json"
+"$mpipe" -q $numbered -o "output.formats=labels ids" -r in seg/ids 2> err ||
+    fail "mpipe for ids"
+cmp -s seg/ids/a.labels.png seg/ids/a.ids.png && fail "ids are classes"
+cmp seg/ids/a.labels.png seg/gt/a.png || fail "ids change the labels"
+run 0 $numbered -o eval.pred_labels=ids --json j seg/ids seg/gt
+value j aAcc 1
+value j stray_predicted 0
+run 2 $numbered -o eval.pred_labels=ids --images in seg/gt
+says 'pred_labels = ids: the results of --images are classes'
+"$mpipe" -q $ref -o output.formats=ids -r in seg/none 2> err
+[ $? = 2 ] || fail "ids of classes without label_id"
+says 'formats = ids: the classes of .* have no label_id'
+
 # people where boxes are; a picture that is not annotated is not run
 joints=$(awk 'BEGIN { for (i = 0; i < 17; i++)
     printf "%s%d,%d,2", i ? "," : "", 5 + i, 3 + i }')

@@ -204,7 +204,8 @@ START_TEST(written_table)
 {
     static const char *const names[] = {"a \"b\" \\ \n", "\xc3\xa9"};
     static const uint8_t color[][3] = {{0, 1, 2}, {253, 254, 255}};
-    static const struct mp_classes c = {"t", 2, names, color};
+    static const struct mp_classes c = {
+        .name = "t", .count = 2, .names = names, .color = color};
     static const char want[] =
         "{\"name\": \"t\",\n \"classes\": [\n"
         "  {\"id\": 0, \"name\": \"a \\\"b\\\" \\\\ \\n\", "
@@ -233,7 +234,8 @@ START_TEST(unwritable_folder)
 {
     static const char *const names[] = {"a"};
     static const uint8_t color[][3] = {{0, 1, 2}};
-    static const struct mp_classes c = {"t", 1, names, color};
+    static const struct mp_classes c = {
+        .name = "t", .count = 1, .names = names, .color = color};
     char path[400];
 
     snprintf(path, sizeof(path), "%s/none/labels.json", folder);
@@ -250,13 +252,13 @@ START_TEST(label_ids)
     const struct golden_tensor *to = golden_get(g, "cityscapes_label_id");
 
     ck_assert_int_eq(load_bytes(ONE(OK), strlen(ONE(OK))), 0);
-    ck_assert_ptr_null(mp_classes_label_ids(classes));
+    ck_assert_ptr_null(classes->label_id);
     mp_classes_free(classes);
     snprintf(path, sizeof(path), "%s/conf/classes/cityscapes.json",
              getenv("srcdir") == NULL ? "." : getenv("srcdir"));
     ck_assert_msg(mp_classes_open(&classes, path, &e) == 0, "%s", e.text);
     for (size_t i = 0; i < to->count; i++)
-        ck_assert_int_eq(mp_classes_label_ids(classes)[from[i]],
+        ck_assert_int_eq(classes->label_id[from[i]],
                          ((const uint8_t *)to->data)[i]);
     golden_free(g);
 }

@@ -116,6 +116,8 @@ static const struct {
      1},
     {MP_TASK_SEG, "out/a.b.labels.png gt/a.b.png gt/.hidden/x.png gt/.y.png",
      "a.b out/a.b.labels.png gt/a.b.png;", 0},
+    {MP_TASK_SEG, "out/a.labels.png out/a.ids.png gt/a.png out/b.png gt/b.png",
+     "a out/a.ids.png gt/a.png;b out/b.png gt/b.png;", 1},
 };
 
 static void pairs_are(const char *want)
@@ -135,7 +137,9 @@ static void pairs_are(const char *want)
 
 START_TEST(names)
 {
-    struct mp_truth t = {.task = forms[_i].task, .path = "gt"};
+    struct mp_truth t = {.task = forms[_i].task,
+                         .path = "gt",
+                         .ids = strstr(forms[_i].files, ".ids.png") != NULL};
 
     put_files(forms[_i].files);
     ck_assert_msg(mp_pairs_open(&pairs, &t, "out", &e) == 0, "%s", e.text);
@@ -185,7 +189,7 @@ END_TEST
 
 START_TEST(lists)
 {
-    struct mp_truth t = {MP_TASK_DEPTH, "lists/test.txt", "truth", NULL};
+    struct mp_truth t = {MP_TASK_DEPTH, "lists/test.txt", "truth", NULL, 0};
 
     put("lists/test.txt", LIST);
     put_files("truth/k/sync_depth_2.png truth/b/sync_depth_1.png "

@@ -259,11 +259,22 @@ START_TEST(merge_windows)
 }
 END_TEST
 
+/* Of another number, and without what results hold. */
 START_TEST(merge_refuses_classes)
 {
+    static const struct {
+        const char *wants, *name;
+        size_t count;
+        const char *says;
+    } c[] = {{"labels", "ade20k", 150,
+              "the checkpoint has 3 classes, [pipeline] classes = ade20k has "
+              "150"},
+             {"ids", "own", C,
+              "[output] formats = ids: the classes of own have no label_id"}};
     struct head h = head_new("upernet", "");
-    struct mp_sink sink = {.wants = "labels",
-                           .classes = {.name = "ade20k", .count = 150}};
+    struct mp_sink sink = {
+        .wants = c[_i].wants,
+        .classes = {.name = c[_i].name, .count = c[_i].count}};
     struct mp_image img = {.name = "x", .width = 8, .height = 8};
     struct mp_graph *g = mp_graph_new(NULL);
     struct mp_error err = {0};
@@ -280,8 +291,7 @@ START_TEST(merge_refuses_classes)
                                   .ngroup = 1,
                                   .want = &sink});
     ck_assert_int_lt(mp_graph_check(g, &err), 0);
-    ck_assert_ptr_nonnull(strstr(err.text, "has 3 classes"));
-    ck_assert_ptr_nonnull(strstr(err.text, "ade20k has 150"));
+    ck_assert_msg(strstr(err.text, c[_i].says) != NULL, "%s", err.text);
     mp_graph_free(g);
     head_free(&h);
 }
@@ -327,6 +337,64 @@ START_TEST(overlays)
     sink_free(&sink);
     json_decref(ade);
     golden_free(g);
+    head_free(&h);
+}
+END_TEST
+
+/* What the data sets' benchmark servers take. */
+START_TEST(server_labels)
+{
+    static const struct {
+        const char *classes, *labels, *want;
+    } c[] = {{"ade20k", "ade_pred", "ade_result_png_values"},
+             {"cityscapes", "cityscapes_pred_trainid", "cityscapes_label_id"}};
+    struct golden *g = golden_open(golden_path("outputs_labels.safetensors"));
+    const struct golden_tensor *labels = golden_get(g, c[_i].labels);
+    json_t *table =
+        golden_json(golden_path("../../conf/classes/%s.json", c[_i].classes));
+    json_t *list = json_object_get(table, "classes"), *k;
+    struct head h = head_new("upernet", "");
+    struct mp_image img = {.name = "x", .width = 40, .height = 30};
+    struct mp_tensor t = {"labels", MP_I32, 3, {1, 30, 40}, NULL};
+    int32_t label_id[150], id[30 * 40];
+    struct mp_sink sink = {
+        .wants = "ids",
+        .classes = {.count = json_array_size(list), .label_id = label_id}};
+    size_t i;
+
+    json_array_foreach(list, i, k) label_id[i] = (int32_t)member(k, "label_id");
+    ck_assert_uint_eq(labels->count, 30 * 40);
+    for (i = 0; i < labels->count; i++)
+        id[i] = ((const uint8_t *)labels->data)[i];
+    t.data = id;
+    decode(&h, &img, &t, &sink);
+    ck_assert_uint_eq(sink.n, 1);
+    ck_assert_str_eq(sink.kept[0].kind, "ids");
+    ck_assert(sink.kept[0].png.channels == 1 && sink.kept[0].png.bits == 8);
+    same_bytes(g, c[_i].want, sink.kept[0].px);
+    sink_free(&sink);
+    json_decref(table);
+    golden_free(g);
+    head_free(&h);
+}
+END_TEST
+
+/* More bits than the classes' places need. */
+START_TEST(large_ids)
+{
+    static const int32_t label_id[2] = {7, 256}, id[2] = {1, 0};
+    struct head h = head_new("upernet", "");
+    struct mp_image img = {.name = "x", .width = 2, .height = 1};
+    struct mp_sink sink = {.wants = "labels ids",
+                           .classes = {.count = 2, .label_id = label_id}};
+    struct mp_tensor t = {"labels", MP_I32, 3, {1, 1, 2}, id};
+
+    decode(&h, &img, &t, &sink);
+    ck_assert_int_eq(sink.kept[0].png.bits, 8);
+    ck_assert_int_eq(sink.kept[1].png.bits, 16);
+    ck_assert_uint_eq(((uint16_t *)sink.kept[1].px)[0], 256);
+    ck_assert_uint_eq(((uint16_t *)sink.kept[1].px)[1], 7);
+    sink_free(&sink);
     head_free(&h);
 }
 END_TEST
@@ -381,8 +449,10 @@ int main(void)
     tcase_add_loop_test(t, any_shape, 0, 4);
     tcase_add_test(t, seg_input);
     tcase_add_test(t, merge_windows);
-    tcase_add_test(t, merge_refuses_classes);
+    tcase_add_loop_test(t, merge_refuses_classes, 0, 2);
     tcase_add_loop_test(t, overlays, 0, 3);
+    tcase_add_loop_test(t, server_labels, 0, 2);
+    tcase_add_test(t, large_ids);
     tcase_add_test(t, many_classes);
     tcase_add_test(t, probabilities);
     suite_add_tcase(s, t);

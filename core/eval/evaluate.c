@@ -50,7 +50,7 @@ int mp_evaluate_check(enum mp_task task, const struct mp_settings *s,
                        "[eval] min_depth %g must be below max_depth %g",
                        c->min_depth, c->max_depth);
     if (task == MP_TASK_SEG && !c->reduce_zero_label &&
-        mp_classes_label_ids(s->classes) == NULL &&
+        s->classes->label_id == NULL &&
         (c->gt_labels == MP_LABELS_IDS || c->pred_labels == MP_LABELS_IDS))
         return mp_fail(err, MP_EINVAL,
                        "[eval] %s = ids: the classes of %s have no label_id",
@@ -325,7 +325,7 @@ void mp_label_means(int32_t *means, const struct mp_settings *s,
                     const char *truth)
 {
     const struct mp_eval_conf *c = &s->eval;
-    const int32_t *id = mp_classes_label_ids(s->classes);
+    const int32_t *id = s->classes->label_id;
     int32_t none = truth != NULL ? MP_LABEL_IGNORED : MP_LABEL_STRAY;
     int kind = truth != NULL ? c->gt_labels : c->pred_labels;
     int by_id = kind == MP_LABELS_IDS ||

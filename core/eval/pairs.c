@@ -32,6 +32,8 @@ void mp_pairs_free(struct mp_pairs *p)
 static const char *const results[][5] = {
     [MP_TASK_DEPTH] = {".npy.npy", ".npy", ".png16.png", ".png"},
     [MP_TASK_SEG] = {".labels.png", ".png"}};
+/* of segmentation */
+static const char *const results_ids[] = {".ids.png", ".png", NULL};
 static const char *const truths[][6] = {
     [MP_TASK_DEPTH] = {".png", ".npy"},
     [MP_TASK_SEG] = {"_gtFine_labelTrainIds.png", "_gtCoarse_labelTrainIds.png",
@@ -514,7 +516,8 @@ int mp_pairs_open(struct mp_pairs *p, const struct mp_truth *t,
         rc = make_room(p, 1, err);
         return rc != 0 ? rc : add_pair(p, folder, folder, t->path, err);
     }
-    rc = read_folder(&have, folder, results[t->task], err);
+    rc = read_folder(&have, folder, t->ids ? results_ids : results[t->task],
+                     err);
     if (rc == 0)
         rc = settle(&have, err);
     if (rc == 0)

@@ -43,6 +43,7 @@ struct mp_truth { /* borrowed during the call */
     const char *path;           /* folder, list or file */
     const char *root;           /* of a list's TRUTH; NULL: the list's folder */
     const struct mp_coco *coco; /* of poses, instead of path and root */
+    int ids; /* the results of segmentation to look for hold ids, not classes */
 };
 
 /* Results are in a folder (or are one file): every ground truth must have one.

@@ -71,6 +71,8 @@ struct mp_classes {
     size_t count;
     const char *const *names;
     const uint8_t (*color)[3];
+    const int32_t *label_id; /* of each class in the data set's own label maps,
+                                0..65535, or NULL: they have none */
 };
 
 struct mp_features { /* what build() is given */

@@ -257,6 +257,19 @@ static int has_classes(struct mp_graph *g, mp_node logits,
     return 0;
 }
 
+/* Whether the classes have what the results need. */
+static int has_ids(struct mp_graph *g, const struct mp_sink *want)
+{
+    const struct mp_classes *classes = mp_sink_classes(want);
+
+    if (classes->label_id || !mp_sink_wants(want, "ids"))
+        return 1;
+    mp_graph_fail(g,
+                  "[output] formats = ids: the classes of %s have no label_id",
+                  classes->name);
+    return 0;
+}
+
 static mp_node build(const void *conf, struct mp_graph *g,
                      const struct mp_features *f)
 {
@@ -333,7 +346,7 @@ static mp_node average(struct mp_graph *g, const struct mp_view *view, size_t n,
 static int wants_labels(const struct mp_sink *want)
 {
     return mp_sink_wants(want, "labels") || mp_sink_wants(want, "color") ||
-           mp_sink_wants(want, "overlay");
+           mp_sink_wants(want, "overlay") || mp_sink_wants(want, "ids");
 }
 
 /* A group is one size, mirrored or not. Logits are averaged over windows,
@@ -344,7 +357,8 @@ static mp_node merge(const void *conf, struct mp_graph *g,
     mp_node x = {0};
 
     (void)conf;
-    if (!has_classes(g, m->out[0], mp_sink_classes(m->want)))
+    if (!has_classes(g, m->out[0], mp_sink_classes(m->want)) ||
+        !has_ids(g, m->want))
         return x;
     x = average(g, m->view, m->nview, m->out);
     x = mp_resize_bilinear(g, x, m->img->height, m->img->width);
@@ -372,28 +386,38 @@ static int no_memory(struct mp_error *err)
     return mp_fail(err, MP_ENOMEM, "out of memory");
 }
 
-static int put_labels(const struct mp_tensor *t, struct mp_sink *sink,
+/* The place of each pixel's class, or where value is not NULL, what that says
+ * of the class; of 16 bits if one of the classes needs them. */
+static int put_labels(const char *kind, const struct mp_tensor *t,
+                      const int32_t *value, struct mp_sink *sink,
                       struct mp_error *err)
 {
-    int wide = mp_sink_classes(sink)->count > 256;
-    const int32_t *id = t->data;
     size_t n = (size_t)t->dim[1] * (size_t)t->dim[2];
-    void *px = malloc(n * (wide ? 2 : 1));
+    size_t classes = mp_sink_classes(sink)->count;
+    int wide = !value && classes > 256;
+    const int32_t *id = t->data;
+    void *px;
     struct mp_png png = {.width = (int32_t)t->dim[2],
                          .height = (int32_t)t->dim[1],
-                         .channels = 1,
-                         .bits = wide ? 16 : 8,
-                         .px = px};
+                         .channels = 1};
     int rc;
 
+    for (size_t k = 0; value && k < classes; k++)
+        wide |= value[k] > 255;
+    px = malloc(n * (wide ? 2 : 1));
     if (!px)
         return no_memory(err);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        int32_t v = value ? value[id[i]] : id[i];
+
         if (wide)
-            ((uint16_t *)px)[i] = (uint16_t)id[i];
+            ((uint16_t *)px)[i] = (uint16_t)v;
         else
-            ((uint8_t *)px)[i] = (uint8_t)id[i];
-    rc = mp_sink_png(sink, "labels", &png, err);
+            ((uint8_t *)px)[i] = (uint8_t)v;
+    }
+    png.bits = wide ? 16 : 8;
+    png.px = px;
+    rc = mp_sink_png(sink, kind, &png, err);
     free(px);
     return rc;
 }
@@ -465,7 +489,10 @@ static int decode(const void *conf, const struct mp_image *img,
             continue;
         }
         if (mp_sink_wants(sink, "labels"))
-            rc = put_labels(t, sink, err);
+            rc = put_labels("labels", t, NULL, sink, err);
+        if (!rc && mp_sink_wants(sink, "ids"))
+            rc = put_labels("ids", t, mp_sink_classes(sink)->label_id, sink,
+                            err);
         if (!rc && mp_sink_wants(sink, "color"))
             rc = put_colors("color", t, NULL, 1, sink, err);
         if (!rc && mp_sink_wants(sink, "overlay"))
@@ -479,7 +506,7 @@ MP_PLUGIN(upernet) = {
     .size = sizeof(struct mp_plugin),
     .name = "upernet",
     .summary = "semantic segmentation (UPerNet)",
-    .formats = "labels overlay : color probs",
+    .formats = "labels overlay : color ids probs",
     .uses_classes = 1,
     .options = options,
     .conf_size = sizeof(struct conf),
