@@ -204,10 +204,11 @@ static void four_rows(uint8_t *x, const uint8_t *up, size_t w)
         at_the_side(&v, x, up, w, t);
 }
 
-/* How many of n rows from x on were done. */
+/* How many of n rows from x on were done. A row that looks to one side only is
+ * done sooner by itself. */
 static size_t some_rows(uint8_t *x, const uint8_t *up, size_t w, size_t n)
 {
-    if (n < ROWS)
+    if (n < ROWS || x[0] < 3)
         return 0;
     for (size_t k = 0; k < ROWS; k++)
         if (x[k * (2 * w + 1)] > 4)
