@@ -275,6 +275,26 @@ static void compare_seg(const struct stage *s, const char *id,
     ck_assert_double_le(most, 2e-5);
 }
 
+/* A window is its part of what the published network saw of the first size, of
+ * planes 3 x h x w; that is not here for all cases. */
+static size_t check_input(const struct mp_view *v, const uint8_t *px,
+                          const struct golden_tensor *all)
+{
+    const float *want;
+
+    if (v->group > 0 || !all)
+        return 0;
+    ck_assert(all->dim[1] == v->scaled_h && all->dim[2] == v->scaled_w);
+    want = all->data;
+    for (int32_t i = 0; i < 3 * v->w * v->h; i++) {
+        int32_t x = v->x + i / 3 % v->w, y = v->y + i / 3 / v->w;
+
+        ck_assert_float_eq(((float)px[i] - 127.5f) / 127.5f,
+                           want[(i % 3 * v->scaled_h + y) * v->scaled_w + x]);
+    }
+    return 1;
+}
+
 /* The network gave this for view k; frees it. */
 static void see(struct stage *s, size_t k, float *logits, size_t classes)
 {
@@ -295,7 +315,7 @@ START_TEST(segmentation)
     static char *kinds[] = {"labels", "probs", NULL};
     struct golden *gold = open_golden("seg_inference");
     json_t *root, *c, *list = cases_of("seg_inference", &root);
-    size_t i, done = 0;
+    size_t i, done = 0, inputs = 0;
 
     ck_assert_ptr_nonnull(gold);
     json_array_foreach(list, i, c)
@@ -320,6 +340,7 @@ START_TEST(segmentation)
             const struct mp_view *v = &s.job.view[k];
             uint8_t *px = mp_picture_job_view(&s.job, k, &owned);
 
+            inputs += check_input(v, px, get(gold, id, "net_input0"));
             see(&s, k, stand_in(v, px, c, classes), classes);
             if (owned)
                 free(px);
@@ -333,6 +354,7 @@ START_TEST(segmentation)
         done++;
     }
     ck_assert_uint_eq(done, shared_path(".") ? 6 : 4);
+    ck_assert_uint_eq(inputs, shared_path(".") ? 11 : 5);
     json_decref(root);
     golden_free(gold);
 }
