@@ -31,7 +31,7 @@ protocol() {
     shift 3
     rm -rf "$dir/out"
     "$builddir/mpipe" -q -c "$srcdir/conf/$preset.ini" "$@" \
-        -o model.checkpoint="$checkpoint" "$srcdir/samples/$picture" "$dir/out"
+        -o model.checkpoint="$checkpoint" "$picture" "$dir/out"
     sed -n 's/^ *"\([a-z_]*\)": \([0-9.e+-]*\),*$/\1 \2/p' "$dir/out/run.json" |
         awk -v name="$preset" '
             { t[$1] = $2 }
@@ -43,12 +43,15 @@ protocol() {
             }'
 }
 
+# Two windows; four crops; a crop and its mirror image.
 protocols() {
     seg=$1 depth=$2 pose=$3
     shift 3
-    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k skier.jpg "$@"
-    [ ! -r "$depth" ] || protocol "$depth" depth-nyu desk.jpg
-    [ ! -r "$pose" ] || protocol "$pose" pose skier.jpg -o pose.flip=yes
+    skier=$srcdir/samples/skier.jpg
+    "$builddir/bench/resize" "$srcdir/samples/desk.jpg" 640 480 "$dir/nyu.png"
+    [ ! -r "$seg" ] || protocol "$seg" seg-ade20k "$skier" "$@"
+    [ ! -r "$depth" ] || protocol "$depth" depth-nyu "$dir/nyu.png"
+    [ ! -r "$pose" ] || protocol "$pose" pose "$skier" -o pose.flip=yes
 }
 
 for task in seg depth; do

@@ -15,6 +15,10 @@ noinst_PROGRAMS += %reldir%/bench
 %canon_reldir%_bench_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS)
 %canon_reldir%_bench_LDADD = tests/libhelp.la libmpipe.la $(JANSSON_LIBS)
 
+# Pictures of the sizes that protocols have.
+noinst_PROGRAMS += %reldir%/resize
+%canon_reldir%_resize_LDADD = libmpipe.la
+
 .PHONY: bench
 bench: all $(demo_weights)
 	$(uninstalled) builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
