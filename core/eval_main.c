@@ -212,6 +212,9 @@ static int open_settings(struct mp_settings **s, enum mp_task *task,
     if (!rc && *task == MP_TASK_POSE && a->csv)
         rc = mp_fail(err, MP_EINVAL,
                      "--csv: poses have no metrics of a single picture");
+    if (!rc && *task == MP_TASK_POSE && a->gt_root)
+        rc = mp_fail(err, MP_EINVAL,
+                     "--gt-root: the ground truth of poses is no list");
     return rc;
 }
 

@@ -254,6 +254,13 @@ says 'min_depth 10 must be below max_depth 10'
 run 2 -c "$conf/seg.ini" -o pipeline.classes=camvid -o eval.gt_labels=ids one/pred \
     one/gt
 says 'have no label_id'
+run 2 $depth --gt-root one one/pred one/gt
+says '.-gt-root: one/gt is no list'
+run 2 $ref --gt-root one --images in depth/gt
+says '.-gt-root: depth/gt is no list'
+run 2 $pose --gt-root one "$golden/coco_ap_small_dt.json" \
+    "$golden/coco_ap_small_gt.json"
+says 'the ground truth of poses is no list'
 run 2 $depth nowhere one/gt
 says 'nowhere: No such file'
 run 2 $depth one/pred nowhere

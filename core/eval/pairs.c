@@ -456,6 +456,14 @@ static int is_list(const struct mp_truth *t)
     return !is_folder(t->path) && !is_map(t->path);
 }
 
+/* Only of a list does a root mean anything. */
+static int check_root(const struct mp_truth *t, struct mp_error *err)
+{
+    if (t->root == NULL || is_list(t))
+        return 0;
+    return mp_fail(err, MP_EINVAL, "--gt-root: %s is no list", t->path);
+}
+
 static int read_truths(struct files *f, size_t *left_out,
                        const struct mp_truth *t, struct mp_error *err)
 {
@@ -508,6 +516,9 @@ int mp_pairs_open(struct mp_pairs *p, const struct mp_truth *t,
         return mp_fail(err, MP_EIO, "%s: %s", folder, strerror(errno));
     if (access(t->path, R_OK) != 0)
         return mp_fail(err, MP_EIO, "%s: %s", t->path, strerror(errno));
+    rc = check_root(t, err);
+    if (rc != 0)
+        return rc;
     if (!is_folder(folder)) {
         if (is_folder(t->path) || is_list(t))
             return mp_fail(err, MP_EINVAL,
@@ -681,11 +692,11 @@ int mp_pairs_inputs(struct mp_pairs *p, struct mp_inputs *in,
                     const char *out, struct mp_error *err)
 {
     struct files truth = {0};
-    int listed = t->coco == NULL && is_list(t), rc = 0;
+    int listed = t->coco == NULL && is_list(t), rc = check_root(t, err);
 
     *p = (struct mp_pairs){0};
     *in = (struct mp_inputs){0};
-    if (!listed)
+    if (rc == 0 && !listed)
         rc = mp_inputs_open(in, images, 1, out, err);
     if (rc == 0 && t->coco != NULL)
         return pose_inputs(p, in, t->coco, err);
