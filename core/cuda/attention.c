@@ -12,8 +12,8 @@ static const struct {
     enum gpu_kernel bf16, f16;
     enum gpu_kernel bf16_2, f16_2; /* for twice the queries, or 0 */
 } flash[] = {
-    {48, 48, 64, 0, GPU_flash_bf16_48, GPU_flash_f16_48, GPU_flash_bf16_48_2,
-     GPU_flash_f16_48_2},
+    {40, 40, 64, 0, GPU_flash_bf16_40, GPU_flash_f16_40, GPU_flash_bf16_40_2,
+     GPU_flash_f16_40_2},
     {80, 80, 64, 0, GPU_flash_bf16_80, GPU_flash_f16_80, GPU_flash_bf16_80_2,
      GPU_flash_f16_80_2},
     {160, 160, 64, 0, GPU_flash_bf16_160, GPU_flash_f16_160, 0, 0},
@@ -67,12 +67,13 @@ static int run_kernel(const struct call *k)
     int i = flash_for(k), bf16 = a.q.type == MP_BF16;
     uint32_t queries = GPU_FLASH_QUERIES;
     enum gpu_kernel kernel;
-    size_t shared;
+    size_t shared, row;
 
     if (i < 0)
         return cuda_launch(k, GPU_attention, (a.t + GPU_ROWS - 1) / GPU_ROWS,
                            a.heads, a.n, 32 * GPU_ROWS,
                            GPU_ROWS * a.d * sizeof(float), &a);
+    row = FLASH_ROW(flash[i].width);
     kernel = bf16 ? flash[i].bf16 : flash[i].f16;
     /* to begin with more queries pays only where there are many keys */
     if (flash[i].bf16_2 && a.s >= MANY_KEYS &&
@@ -82,9 +83,8 @@ static int run_kernel(const struct call *k)
         kernel = bf16 ? flash[i].bf16_2 : flash[i].f16_2;
     }
     /* two stages of keys and values; of the widest one, and the queries */
-    shared = flash[i].keys * (flash[i].width + 8 + flash[i].slice + 8);
-    shared =
-        flash[i].wide ? shared + queries * (flash[i].width + 8) : 2 * shared;
+    shared = flash[i].keys * (row + FLASH_ROW(flash[i].slice));
+    shared = flash[i].wide ? shared + queries * row : 2 * shared;
     return cuda_launch(k, kernel, (a.t + queries - 1) / queries,
                        a.heads * ((a.d + flash[i].slice - 1) / flash[i].slice),
                        a.n, 128, shared * sizeof(uint16_t), &a);
