@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define CHAINS  12 /* latency times units, with some to spare */
 #define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -50,9 +53,58 @@ __attribute__((target("avx512f,avx512bf16"))) static void bf16(long n)
 #undef MULTIPLY_ADD
 }
 
+#define TILE_ROWS 16
+#define TILE_ROW  64 /* bytes */
+#define SUMS      6
+
+/* Two of the eight tiles are multiplied, six are sums. */
+__attribute__((target("amx-tile,amx-bf16"))) static void amx(long n)
+{
+    static const struct {
+        uint8_t palette, start, none[14];
+        uint16_t row[16];
+        uint8_t rows[16];
+    } tiles __attribute__((aligned(64))) = {
+        .palette = 1,
+        .row = {TILE_ROW, TILE_ROW, TILE_ROW, TILE_ROW, TILE_ROW, TILE_ROW,
+                TILE_ROW, TILE_ROW},
+        .rows = {TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS,
+                 TILE_ROWS, TILE_ROWS, TILE_ROWS},
+    };
+    uint16_t half[TILE_ROWS * TILE_ROW / 2];
+
+    for (int i = 0; i < TILE_ROWS * TILE_ROW / 2; i++)
+        half[i] = 0x3f00;
+    _tile_loadconfig(&tiles);
+    _tile_loadd(6, half, TILE_ROW);
+    _tile_loadd(7, half, TILE_ROW);
+    for (long k = 0; k < n; k++) {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+    _tile_release();
+}
+
+/* Linux gives tiles to those who ask. */
+static int has_amx(void)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM */
+
+    return __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
 /* The loop for type t, and the operations of a turn of it. */
 static void (*choose(enum mp_dtype t, double *ops))(long)
 {
+    if (t == MP_BF16 && has_amx()) {
+        *ops = SUMS * TILE_ROWS * TILE_ROWS * TILE_ROW;
+        return amx;
+    }
     if (t == MP_BF16) {
         *ops = CHAINS * 16 * 4;
         return __builtin_cpu_supports("avx512bf16") ? bf16 : NULL;

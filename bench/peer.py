@@ -17,7 +17,9 @@ with the pictures put to and the results got from the device inside the time.
 The times of its parts are not told then: they would need waits in between.
 
 Variants: contiguous, channels_last, compile (channels last and
-torch.compile with frozen weights; needs a C++ compiler).
+torch.compile; on the CPU with frozen weights; needs a C++ compiler), graphs
+(on a GPU: compile with mode reduce-overhead, which replays CUDA graphs).
+Compiling takes minutes; what it made is kept in TORCHINDUCTOR_CACHE_DIR.
 Needs torch >= 2.1, numpy and safetensors; mpipe itself needs none of them.
 """
 import argparse
@@ -33,7 +35,7 @@ import zlib
 
 import numpy as np
 
-VARIANTS = ("contiguous", "channels_last", "compile")
+VARIANTS = ("contiguous", "channels_last", "compile", "graphs")
 
 
 # ---- one PyTorch variant, in a process of its own --------------------------
@@ -49,16 +51,19 @@ def prepare(model, variant):
     import torch
     if variant != "contiguous":
         model = model.to(memory_format=torch.channels_last)
-    if variant == "compile":
+    if variant in ("compile", "graphs"):
         import torch._inductor.config
-        torch._inductor.config.freezing = True
+        torch._inductor.config.freezing = not next(model.parameters()).is_cuda
+        mode = "reduce-overhead" if variant == "graphs" else None
         for part in ("encoder_vq", "unet", "head"):
-            setattr(model, part, torch.compile(getattr(model, part)))
+            setattr(model, part, torch.compile(getattr(model, part),
+                                               mode=mode))
     return model
 
 
 def timed_on_gpu(model, u8):
     import torch
+    torch.compiler.cudagraph_mark_step_begin()
     torch.cuda.synchronize()
     start = time.perf_counter()
     model(u8.cuda(), lambda name, x: x).cpu()
@@ -229,7 +234,7 @@ def write_png(path, rgb):
 
 
 def mapped_rss_gb(a, name):
-    if name == "compile":  # minutes, for weights that are repacked anyway
+    if name in ("compile", "graphs"):  # minutes, for weights that are repacked anyway
         return float("nan")
     v = Variant(a, name, "mmap")
     v.close()
@@ -294,7 +299,8 @@ def arguments():
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--batch", type=int, default=1, help="pictures at a time")
     p.add_argument("--variants", type=lambda s: s.split(","), metavar="A,B",
-                   default=list(VARIANTS), help="of " + ", ".join(VARIANTS))
+                   default=list(VARIANTS[:3]),
+                   help="of " + ", ".join(VARIANTS))
     p.add_argument("--runs", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--mpipe", help="the mpipe program; without: PyTorch only")

@@ -169,6 +169,34 @@ static int refuse(struct gpu *g)
     return failed;
 }
 
+/* Attention it compiles at run time, which takes a GPU: without one the plan
+ * ends where that is to be loaded. */
+static void ask_attention(struct gpu *g)
+{
+    static const int64_t size[][3] = {{4096, 320}, {1024, 640}}; /* t, c */
+
+    for (int i = 0; i < 2; i++) {
+        struct lib_conv c = {.type = MP_BF16,
+                             .y_type = MP_BF16,
+                             .n = 16,
+                             .h = size[i][0],
+                             .w = size[i][0],
+                             .c = size[i][1],
+                             .residual = 1,
+                             .heads = 8,
+                             .scale = .125f};
+        struct lib_plan *p = NULL;
+        struct mp_error why = {0};
+
+        if (lib_dnn.plan_new(&p, g, &c, NULL, &why)) {
+            printf("  attention of %d: %s\n", (int)c.h, why.text);
+        } else {
+            printf("  attention of %d: a plan\n", (int)c.h);
+            p->free(p);
+        }
+    }
+}
+
 static int ask(struct gpu *g, enum mp_dtype t, int tf32)
 {
     int failed = 0;
@@ -223,6 +251,7 @@ int main(void)
         failed += ask(&g, MP_BF16, 0);
         failed += ask(&g, MP_F16, 0);
         failed += refuse(&g);
+        ask_attention(&g);
         ask(&g, MP_F32, 1); /* for what it says: kernels of ours are exact */
         ask(&g, MP_F32, 0);
         v.dnn.cudnnBackendDestroyDescriptor(v.described);

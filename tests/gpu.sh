@@ -168,6 +168,8 @@ fi
 # ---- every op, whole networks ----
 
 start "ops" "$ops"
+start "ops, autotune" env MPIPE_TEST_AUTOTUNE=yes MPIPE_TEST_LARGE=yes \
+    CK_RUN_CASE=bf16_inside XDG_CACHE_HOME="$work" "$ops"
 # Our kernels alone: what else happens only where a library has no way.
 start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
 start "networks against goldens" "$net"

@@ -439,6 +439,12 @@ static mp_node case_attention_products(struct mp_graph *g)
     return attention(g, 2, 1032, 288, 192, 1, 2);
 }
 
+/* So much of it that a library's kernel is worth making. */
+static mp_node case_attention_library(struct mp_graph *g)
+{
+    return attention(g, 4, 2048, 512, 512, 32, 4);
+}
+
 /* One chain of additions over all keys would cost digits; of values that are
  * all positive, so that nothing but rounding takes any away. */
 static mp_node case_attention_keys(struct mp_graph *g)
@@ -824,10 +830,16 @@ static const struct {
     C(conv_joined_residual),
     C(attention_keys),
     C(attention_products),
+    C(attention_library), /* LARGE ones last */
 #undef C
 #undef SHARP
 };
-#define NCASE (int)(sizeof cases / sizeof *cases)
+/* Cases that take long by the references, and matter to GPUs alone, run where
+ * MPIPE_TEST_LARGE is set. */
+#define LARGE 1
+#define NCASE                                                                  \
+    ((int)(sizeof cases / sizeof *cases) -                                     \
+     (getenv("MPIPE_TEST_LARGE") ? 0 : LARGE))
 
 /* ---- running ---- */
 
@@ -933,8 +945,9 @@ static void *run(int i, const char *backend, enum mp_precision precision,
     void *in[MOST_IN] = {NULL}, *out;
     size_t nin = make_inputs(i, g, in), n;
 
-    ck_assert_msg(!mp_device_open(&o, backend, precision, threads, &err), "%s",
-                  err.text);
+    ck_assert_msg(!mp_devices_open(NULL, &o, backend, precision, threads,
+                                   getenv("MPIPE_TEST_AUTOTUNE") != NULL, &err),
+                  "%s", err.text);
     arena.backend = o.backend;
     arena.device = o.device;
     ck_assert_msg(!mp_session_new(&s, &arena, g, o.dtype, &err), "%s on %s: %s",

@@ -683,8 +683,8 @@ static const struct engine *engine_for(const struct k_attention *a)
 #if defined(__x86_64__)
     enum k_level l = k_level();
 
-    if (l == K_AVX512_BF16 && a->qt == MP_BF16 && a->kvt == MP_BF16 &&
-        a->d % 2 == 0)
+    if (l == K_AVX512_BF16 && !k_has_amx() && a->qt == MP_BF16 &&
+        a->kvt == MP_BF16 && a->d % 2 == 0)
         return &engine_bf16;
     if (l >= K_AVX512)
         return &engine_f32;

@@ -272,7 +272,7 @@ static int is_tiled(const struct shape *q)
 /* In bf16 oneDNN's take, measured likewise, 1.6 to 2.2 times as long as
  * Winograd's way with 128 channels and more, 1.7 with 1280 in 8 x 8; 1.2 with
  * 64, as long or less with 32 and in 4 x 4. A full-size network takes 3.2 GB of
- * memory in place of 2.3. */
+ * memory in place of 2.3. With AMX oneDNN's are the faster ones. */
 #define TILES_BF16   16
 #define WEIGHTS_BF16 (64 * 64) /* for each tap */
 
@@ -280,7 +280,7 @@ static int is_tiled_bf16(const struct shape *q)
 {
     return q->constants && q->narrow && has_tiles(q, TILES_BF16) &&
            q->c >= CHANNELS && q->k >= CHANNELS &&
-           q->c * q->k >= WEIGHTS_BF16 && k_has_bf16();
+           q->c * q->k >= WEIGHTS_BF16 && k_has_bf16() && !k_has_amx();
 }
 
 static struct k_conv conv_of(const struct mp_plan *plan, size_t i)

@@ -7,7 +7,16 @@ const char *k_isa(void)
     static const char *const name[] = {"generic", "avx2", "avx512",
                                        "avx512_bf16"};
 
-    return name[k_level()];
+    return k_has_amx() ? "amx_bf16" : name[k_level()];
+}
+
+int k_has_amx(void)
+{
+#if defined(__x86_64__)
+    return k_level() == K_AVX512_BF16 && __builtin_cpu_supports("amx-bf16");
+#else
+    return 0;
+#endif
 }
 
 int k_has_bf16(void)

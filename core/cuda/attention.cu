@@ -85,8 +85,8 @@ static DEV void do_attention(const g_attention &a)
  * 2 there are half as many blocks. Which it is changes no result.
  *
  * D is the head width, DV the part of it that this block computes of the
- * result, both rounded up to 16; what they are too wide is zeros. Rows in
- * shared memory are 8 elements longer than D (DV): then the eight rows that an
+ * result, both rounded up to 8; what they are too wide is zeros. Rows in shared
+ * memory are an odd number of 16 bytes long: then the eight rows that an
  * ldmatrix reads lie in different banks. Queries stay in registers where they
  * fit (WIDE: they do not).
  *
@@ -95,7 +95,8 @@ static DEV void do_attention(const g_attention &a)
 template <class T, int D, int DV, int KEYS, int QT, int STAGES, bool WIDE>
 static DEV void do_flash(const g_attention &a)
 {
-    constexpr int KROW = D + 8, VROW = DV + 8, NK = KEYS / 8, NV = DV / 8;
+    constexpr int KROW = FLASH_ROW(D), VROW = FLASH_ROW(DV);
+    constexpr int NK = KEYS / 8, NV = DV / 8, PARTS = (D + 8) / 16;
     constexpr int QUERIES = GPU_FLASH_QUERIES * QT;
     constexpr int STAGE = KEYS * (KROW + VROW);
     DYNAMIC_SHARED(uint16_t, tiles);
@@ -113,7 +114,7 @@ static DEV void do_flash(const g_attention &a)
     /* 2^x takes one instruction; its argument is scaled by log2 e. */
     float scale = a.scale * 1.44269504f;
     float most[QT][2], total[QT][2] = {}, y[QT][NV][4] = {};
-    uint32_t fq[QT][WIDE ? 1 : D / 16][4];
+    uint32_t fq[QT][WIDE ? 1 : PARTS][4];
 
     /* Rows of `width` channels, of which `have` are there. */
     auto fetch = [&](uint16_t *to, const uint16_t *from, uint32_t first,
@@ -124,7 +125,7 @@ static DEV void do_flash(const g_attention &a)
             uint32_t row = i / (width / 8), e = i % (width / 8) * 8;
             bool there = first + row < last && e < have;
 
-            copy_async(to + row * (width + 8) + e,
+            copy_async(to + row * FLASH_ROW(width) + e,
                        from + (there ? (first + row) * c + e : 0), there);
         }
     };
@@ -136,8 +137,9 @@ static DEV void do_flash(const g_attention &a)
         copy_commit();
     };
     auto load_q = [&](uint32_t *f, int q, int k) {
+        /* half a part: twice */
         ldmatrix(f, tile_q + ((warp * QT + q) * 16 + lane % 16) * KROW +
-                        k * 16 + lane / 16 * 8);
+                        k * 16 + (k < D / 16 ? lane / 16 * 8 : 0));
     };
 
 #pragma unroll
@@ -150,9 +152,8 @@ static DEV void do_flash(const g_attention &a)
         copy_wait<1>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < QT * D / 16; i++)
-            load_q(fq[i / (D / 16)][WIDE ? 0 : i % (D / 16)], i / (D / 16),
-                   i % (D / 16));
+        for (int i = 0; i < QT * PARTS; i++)
+            load_q(fq[i / PARTS][WIDE ? 0 : i % PARTS], i / PARTS, i % PARTS);
     }
     for (uint32_t j0 = 0; j0 < a.s; j0 += KEYS) {
         const uint16_t *tile_k = tiles + j0 / KEYS % STAGES * STAGE;
@@ -183,6 +184,17 @@ static DEV void do_flash(const g_attention &a)
                 }
             }
         }
+        if (D % 16)
+#pragma unroll
+            for (int n = 0; n < NK / 4; n++) {
+                uint32_t fk[4];
+
+                ldmatrix(fk, tile_k + (n * 32 + lane) * KROW + D / 16 * 16);
+#pragma unroll
+                for (int i = 0; i < QT * 4; i++)
+                    T::mma8(p[i / 4][4 * n + i % 4], fq[i / 4][PARTS - 1],
+                            fk[i % 4]);
+            }
         if (j0 + KEYS > a.s)
 #pragma unroll
             for (int i = 0; i < QT * NK * 4; i++)
@@ -228,15 +240,17 @@ static DEV void do_flash(const g_attention &a)
                 fp[i / 4][i % 4] = to_halves(v[0], v[1], T::type);
             }
 #pragma unroll
-            for (int n = 0; n < NV / 2; n++) {
+            for (int n = 0; n < NV; n += 2) {
                 uint32_t fv[4];
 
+                /* the last one of an odd number: twice */
                 ldmatrix_turned(fv, tile_v + (k * 16 + lane % 16) * VROW +
-                                        n * 16 + lane / 16 * 8);
+                                        (n + (n + 1 < NV ? lane / 16 : 0)) * 8);
 #pragma unroll
                 for (int q = 0; q < QT; q++) {
-                    T::mma(y[q][2 * n], fp[q], fv);
-                    T::mma(y[q][2 * n + 1], fp[q], fv + 2);
+                    T::mma(y[q][n], fp[q], fv);
+                    if (n + 1 < NV)
+                        T::mma(y[q][n + 1], fp[q], fv + 2);
                 }
             }
         }
@@ -275,10 +289,10 @@ KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
 #define KEYS_80 64
 #endif
 #define FLASH(type)                                                            \
-    KERNEL(flash_##type##_48, g_attention, 128, 3,                             \
-           (do_flash<type, 48, 48, 64, 1, 2, false>(a)))                       \
-    KERNEL(flash_##type##_48_2, g_attention, 128, 2,                           \
-           (do_flash<type, 48, 48, 64, 2, 2, false>(a)))                       \
+    KERNEL(flash_##type##_40, g_attention, 128, 4,                             \
+           (do_flash<type, 40, 40, 64, 1, 2, false>(a)))                       \
+    KERNEL(flash_##type##_40_2, g_attention, 128, 3,                           \
+           (do_flash<type, 40, 40, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
            (do_flash<type, 80, 80, KEYS_80, 1, 2, false>(a)))                  \
     KERNEL(flash_##type##_80_2, g_attention, 128, 2,                           \

@@ -81,11 +81,17 @@ struct lib_conv {
     int bias, residual, act;
     int w_ck; /* weights are C,K; of linear layers only */
     int tf32; /* f32 products may be rounded to TF32 first */
+    /* Not 0: no convolution, but attention of so many heads, all of `type`: of
+     * each of n pictures x are h queries, the weights w keys and the residual
+     * w values, of c channels. Products of queries and keys are scaled. */
+    int heads;
+    float scale;
 };
 
 /* From now on plans are chosen by measurement; what was found is kept for
  * later starts (choices.h). index: of g. */
 int lib_autotune(struct gpu *g, int index, struct mp_error *err);
+int lib_is_autotuned(const struct gpu *g);
 
 struct lib_plan; /* how the library does it */
 

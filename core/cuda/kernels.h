@@ -177,6 +177,8 @@ struct g_conv {
 #define GPU_THIN          8
 #define GPU_FLASH_QUERIES 64
 #define GPU_FLASH_SLICE   160 /* at most; 128 of the widest */
+/* Elements of a row of n in shared memory, n a multiple of 8. */
+#define FLASH_ROW(n) ((n) / 8 % 2 ? (n) : (n) + 8)
 #define GPU_KERNELS(X)                                                         \
     X(map, struct g_map)                                                       \
     X(map_8, struct g_map)                                                     \
@@ -218,14 +220,14 @@ struct g_conv {
     X(group_apply, struct g_group)                                             \
     X(group_apply_8, struct g_group)                                           \
     X(attention, struct g_attention)                                           \
-    X(flash_bf16_48, struct g_attention)                                       \
-    X(flash_bf16_48_2, struct g_attention)                                     \
+    X(flash_bf16_40, struct g_attention)                                       \
+    X(flash_bf16_40_2, struct g_attention)                                     \
     X(flash_bf16_80, struct g_attention)                                       \
     X(flash_bf16_80_2, struct g_attention)                                     \
     X(flash_bf16_160, struct g_attention)                                      \
     X(flash_bf16_512, struct g_attention)                                      \
-    X(flash_f16_48, struct g_attention)                                        \
-    X(flash_f16_48_2, struct g_attention)                                      \
+    X(flash_f16_40, struct g_attention)                                        \
+    X(flash_f16_40_2, struct g_attention)                                      \
     X(flash_f16_80, struct g_attention)                                        \
     X(flash_f16_80_2, struct g_attention)                                      \
     X(flash_f16_160, struct g_attention)                                       \

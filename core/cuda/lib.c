@@ -9,7 +9,7 @@
 /* Equal in all that it is: there is no padding before the last member. */
 static int same(const struct lib_conv *a, const struct lib_conv *b)
 {
-    return !memcmp(a, b, offsetof(struct lib_conv, tf32) + sizeof a->tf32);
+    return !memcmp(a, b, offsetof(struct lib_conv, scale) + sizeof a->scale);
 }
 
 /* ---- measuring ---- */
@@ -224,6 +224,11 @@ int lib_autotune(struct gpu *g, int index, struct mp_error *err)
     return choices_open(&g->choices, name, err);
 }
 
+int lib_is_autotuned(const struct gpu *g)
+{
+    return g->choices != NULL;
+}
+
 /* ---- plans ---- */
 
 /* Networks repeat their layers, the UNet as a whole: a plan, which takes the
@@ -233,8 +238,8 @@ int lib_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
                  struct mp_error *err)
 {
     const struct mp_conv *v = &c->conv;
-    int product = c->r == 1 && c->s == 1 && v->stride == 1 && !v->top &&
-                  !v->left && !v->bottom && !v->right;
+    int product = !c->heads && c->r == 1 && c->s == 1 && v->stride == 1 &&
+                  !v->top && !v->left && !v->bottom && !v->right;
     const struct lib_kind *kind = product ? &lib_lt : &lib_dnn;
     struct lib_plan *p = g->plans;
     int rc = gpu_enter(g, err);
@@ -242,8 +247,8 @@ int lib_plan_new(struct lib_plan **out, struct gpu *g, const struct lib_conv *c,
     while (p && !same(&p->conv, c))
         p = p->next;
     if (!rc && !p) {
-        rc = g->choices ? tune(&p, kind, g, c, err)
-                        : kind->plan_new(&p, g, c, NULL, err);
+        rc = g->choices && !c->heads ? tune(&p, kind, g, c, err)
+                                     : kind->plan_new(&p, g, c, NULL, err);
         if (!rc) {
             p->conv = *c;
             p->next = g->plans;

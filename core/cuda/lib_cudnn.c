@@ -4,6 +4,8 @@
  * then bias, then relu as one kernel. That order, and a bias of the result's
  * type, because with them cuDNN 9 has kernels compiled beforehand; any other
  * order or an f32 bias it compiles at run time, 0.3 to 0.8 s for each shape.
+ * And attention, as an operation that cuDNN has from 9.13 on; it is compiled
+ * at run time.
  *
  * In f32, unless TF32 is allowed, only ways that round nothing but sums are
  * taken: no tensor cores, no Winograd or Fourier transforms.
@@ -20,6 +22,7 @@ enum uid {
     RESIDUAL,
     BIAS,
     Y,
+    SCALE,
     AFTER_CONV,
     AFTER_RESIDUAL,
     AFTER_BIAS
@@ -31,6 +34,7 @@ struct dnn_plan {
     size_t nkeep;
     cudnnBackendDescriptor_t graph, plan;
     int bias, residual;
+    float scale; /* of attention */
 };
 
 static int status(const struct gpu *g, cudnnStatus_t st, const char *what,
@@ -124,17 +128,15 @@ static cudnnDataType_t type_of(enum mp_dtype t)
                          : CUDNN_DATA_FLOAT;
 }
 
-/* cuDNN names dimensions N,C,H,W whatever the strides say; ours are those of
- * N,H,W,C. Values between operations are virtual: never in memory. */
-static int tensor(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
-                  int64_t uid, enum mp_dtype t, const int64_t dim[4],
-                  struct mp_error *err)
+/* Values between operations are virtual: never in memory. The scale is in the
+ * host's. */
+static int tensor_of(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                     int64_t uid, enum mp_dtype t, const int64_t dim[4],
+                     const int64_t step[4], struct mp_error *err)
 {
-    const int64_t step[4] = {dim[1] * dim[2] * dim[3], 1, dim[3] * dim[1],
-                             dim[1]};
     const int64_t align = 16; /* of arena and constants alike */
     const cudnnDataType_t type = type_of(t);
-    const bool is_virtual = uid > Y;
+    const bool is_virtual = uid > SCALE, is_value = uid == SCALE;
     const struct attribute a[] = {
         {CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type},
         {CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dim},
@@ -142,10 +144,23 @@ static int tensor(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
         {CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &uid},
         {CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &align},
         {CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &is_virtual},
+        {CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &is_value},
     };
 
     return build(out, p, CUDNN_BACKEND_TENSOR_DESCRIPTOR, a, COUNT(a),
                  "a tensor", err);
+}
+
+/* cuDNN names dimensions N,C,H,W whatever the strides say; ours are those of
+ * N,H,W,C. */
+static int tensor(cudnnBackendDescriptor_t *out, struct dnn_plan *p,
+                  int64_t uid, enum mp_dtype t, const int64_t dim[4],
+                  struct mp_error *err)
+{
+    const int64_t step[4] = {dim[1] * dim[2] * dim[3], 1, dim[3] * dim[1],
+                             dim[1]};
+
+    return tensor_of(out, p, uid, t, dim, step, err);
 }
 
 /* ---- operations ---- */
@@ -267,6 +282,49 @@ static int operations(cudnnBackendDescriptor_t *op, int *nop,
     return rc;
 }
 
+/* n,count,c as cuDNN sees them: n, heads, count, c / heads. */
+static int rows(cudnnBackendDescriptor_t *out, struct dnn_plan *p, int64_t uid,
+                const struct lib_conv *c, int64_t count, struct mp_error *err)
+{
+    const int64_t dim[4] = {c->n, c->heads, count, c->c / c->heads};
+    const int64_t step[4] = {count * c->c, dim[3], c->c, 1};
+
+    return tensor_of(out, p, uid, c->type, dim, step, err);
+}
+
+static int attention(cudnnBackendDescriptor_t *op, int *nop, struct dnn_plan *p,
+                     const struct lib_conv *c, struct mp_error *err)
+{
+    const int64_t one[4] = {1, 1, 1, 1};
+    cudnnBackendDescriptor_t q = NULL, k = NULL, v = NULL, y = NULL, s = NULL;
+    const struct attribute what[] = {
+        {CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &q},
+        {CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &k},
+        {CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &v},
+        {CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+         &y},
+        {CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+         1, &s},
+    };
+    int rc = rows(&q, p, X, c, c->h, err);
+
+    if (!rc)
+        rc = rows(&k, p, W, c, c->w, err);
+    if (!rc)
+        rc = rows(&v, p, RESIDUAL, c, c->w, err);
+    if (!rc)
+        rc = rows(&y, p, Y, c, c->h, err);
+    if (!rc)
+        rc = tensor_of(&s, p, SCALE, MP_F32, one, one, err);
+    return rc ? rc
+              : build(&op[(*nop)++], p,
+                      CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR, what,
+                      COUNT(what), "attention", err);
+}
+
 /* ---- engines ---- */
 
 /* Say which device this is for, if it is none that the handle knows. */
@@ -372,11 +430,12 @@ static int try_engine(struct dnn_plan *p, const struct lib_conv *c,
     return rc;
 }
 
-/* To compile one is worth while for TF32 alone (some GPUs have no others): 16
- * bits have enough, and exact f32 is for checks, not for speed. */
+/* To compile one is worth while for TF32 (some GPUs have no others) and for
+ * attention: convolutions of 16 bits have enough, and exact f32 is for checks,
+ * not for speed. */
 static int may_compile(const struct lib_conv *c)
 {
-    return c->type == MP_F32 && c->tf32;
+    return c->heads || (c->type == MP_F32 && c->tf32);
 }
 
 /* Configurations, in the order that cuDNN expects to be the fastest. */
@@ -606,8 +665,8 @@ static int run(struct lib_plan *base, const struct lib_data *d,
 {
     struct dnn_plan *p = (struct dnn_plan *)base;
     const struct gpu *g = base->gpu;
-    int64_t uid[5] = {X, W, Y};
-    void *at[5] = {(void *)(uintptr_t)d->x, (void *)(uintptr_t)d->w,
+    int64_t uid[6] = {X, W, Y};
+    void *at[6] = {(void *)(uintptr_t)d->x, (void *)(uintptr_t)d->w,
                    (void *)(uintptr_t)d->y};
     void *work = (void *)(uintptr_t)d->work;
     cudnnBackendDescriptor_t pack = NULL;
@@ -621,6 +680,10 @@ static int run(struct lib_plan *base, const struct lib_data *d,
     if (p->bias) {
         uid[n] = BIAS;
         at[n++] = (void *)(uintptr_t)d->bias;
+    }
+    if (p->scale != 0) {
+        uid[n] = SCALE;
+        at[n++] = &p->scale;
     }
     rc = status(g,
                 g->vendor->dnn.cudnnBackendCreateDescriptor(
@@ -643,7 +706,7 @@ static int run(struct lib_plan *base, const struct lib_data *d,
         rc = status(g,
                     g->vendor->dnn.cudnnBackendExecute(g->vendor->dnn_handle,
                                                        p->plan, pack),
-                    "convolution", err);
+                    "running", err);
     g->vendor->dnn.cudnnBackendDestroyDescriptor(pack);
     return rc;
 }
@@ -668,7 +731,9 @@ static int begin(struct dnn_plan **out, struct gpu *g, const struct lib_conv *c,
                                 .free = plan_free};
     p->bias = c->bias;
     p->residual = c->residual;
-    rc = operations(op, &nop, p, c, err);
+    p->scale = c->scale;
+    rc = c->heads ? attention(op, &nop, p, c, err)
+                  : operations(op, &nop, p, c, err);
     if (!rc)
         rc = make(&p->graph, p, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, err);
     if (!rc)

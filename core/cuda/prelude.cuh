@@ -73,7 +73,7 @@ static DEV void make_opaque(uint16_t *v)
     asm volatile("" : "+h"(*v));
 }
 
-/* d += a b of one warp: a 16 x 16, b 16 x 8. */
+/* d += a b of one warp: a 16 x 16, b 16 x 8; mma8: 16 x 8, 8 x 8. */
 static DEV void mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -83,6 +83,14 @@ static DEV void mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
                    "r"(b[1]));
 }
 
+static DEV void mma8_bf16(float *d, const uint32_t *a, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 static DEV void mma_f16(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -90,6 +98,14 @@ static DEV void mma_f16(float *d, const uint32_t *a, const uint32_t *b)
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
                    "r"(b[1]));
+}
+
+static DEV void mma8_f16(float *d, const uint32_t *a, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 /* Four 8 x 8 matrices of 16-bit elements; lanes 8 i .. 8 i + 7 give the
@@ -146,6 +162,10 @@ struct bf16 {
     {
         mma_bf16(d, a, b);
     }
+    static DEV void mma8(float *d, const uint32_t *a, uint32_t b)
+    {
+        mma8_bf16(d, a, b);
+    }
 };
 
 struct f16 {
@@ -153,6 +173,10 @@ struct f16 {
     static DEV void mma(float *d, const uint32_t *a, const uint32_t *b)
     {
         mma_f16(d, a, b);
+    }
+    static DEV void mma8(float *d, const uint32_t *a, uint32_t b)
+    {
+        mma8_f16(d, a, b);
     }
 };
 

@@ -395,6 +395,25 @@ void mma_f16(float *d, const uint32_t *a, const uint32_t *b)
     mma(d, a, b, "mma f16", f16_float);
 }
 
+/* Half of one: the rest is zeros. */
+static void mma8(float *d, const uint32_t *a, uint32_t b, const char *what,
+                 float (*number)(uint16_t))
+{
+    const uint32_t wide_a[4] = {a[0], a[1]}, wide_b[2] = {b};
+
+    mma(d, wide_a, wide_b, what, number);
+}
+
+void mma8_bf16(float *d, const uint32_t *a, uint32_t b)
+{
+    mma8(d, a, b, "mma8 bf16", bf16_float);
+}
+
+void mma8_f16(float *d, const uint32_t *a, uint32_t b)
+{
+    mma8(d, a, b, "mma8 f16", f16_float);
+}
+
 void ldmatrix(uint32_t *r, const uint16_t *row)
 {
     const char *all = sim_warp("ldmatrix", &row, sizeof row);

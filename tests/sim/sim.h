@@ -138,6 +138,8 @@ static inline float divide_fast(float a, float b)
 
 void mma_bf16(float *d, const uint32_t *a, const uint32_t *b);
 void mma_f16(float *d, const uint32_t *a, const uint32_t *b);
+void mma8_bf16(float *d, const uint32_t *a, uint32_t b);
+void mma8_f16(float *d, const uint32_t *a, uint32_t b);
 void ldmatrix(uint32_t *r, const uint16_t *row);
 void ldmatrix_turned(uint32_t *r, const uint16_t *row);
 void copy_async(void *to, const void *from, bool there);
