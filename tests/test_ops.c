@@ -614,6 +614,16 @@ static mp_node case_concat_rows(struct mp_graph *g)
     return mp_concat(g, (mp_node[]){IN(2, 3, 5, 7), IN(2, 1, 5, 7)}, 2, 1);
 }
 
+/* More than one step takes. */
+static mp_node case_concat_many(struct mp_graph *g)
+{
+    mp_node x = IN(2, 35, 3), part[35];
+
+    for (int i = 0; i < 35; i++)
+        part[i] = mp_slice(g, x, 1, 34 - i, 1);
+    return mp_concat(g, part, 35, 1);
+}
+
 static mp_node case_slice(struct mp_graph *g)
 {
     return mp_slice(g, IN(2, 3, 5, 40), 3, 8, 16);
@@ -790,6 +800,7 @@ static const struct {
     C(mul_scalar),
     C(concat),
     C(concat_rows),
+    C(concat_many),
     C(slice),
     C(slice_rows),
     C(reshape),
