@@ -611,6 +611,11 @@ mp_node mp_argmax(struct mp_graph *g, mp_node x)
     return unary(g, MP_OP_ARGMAX, x, (struct mp_attr){0});
 }
 
+mp_node mp_heatmap_peaks(struct mp_graph *g, mp_node x)
+{
+    return unary(g, MP_OP_HEATMAP_PEAKS, x, (struct mp_attr){0});
+}
+
 mp_node mp_float(struct mp_graph *g, mp_node x)
 {
     return unary(g, MP_OP_FLOAT, x, (struct mp_attr){0});
