@@ -510,14 +510,28 @@ mp_node mp_mul(struct mp_graph *g, mp_node a, mp_node b)
     return binary(g, MP_OP_MUL, a, b);
 }
 
+/* More than one step takes: parts of them first. */
+static mp_node concat_parts(struct mp_graph *g, const mp_node *x, int n,
+                            int axis)
+{
+    mp_node part[MP_MAX_IN];
+    int each = (n - 1) / MP_MAX_IN + 1, k = 0;
+
+    for (int i = 0; i < n; i += each)
+        part[k++] = mp_concat(g, x + i, n - i < each ? n - i : each, axis);
+    return mp_concat(g, part, k, axis);
+}
+
 mp_node mp_concat(struct mp_graph *g, const mp_node *x, int n, int axis)
 {
     struct mp_node_def def = {.op = MP_OP_CONCAT, .nin = n};
 
-    if (n < 1 || n > MP_MAX_IN) {
-        mp_graph_fail(g, "concat of %d values, not 1..%d", n, MP_MAX_IN);
+    if (n < 1) {
+        mp_graph_fail(g, "concat of %d values", n);
         return NONE;
     }
+    if (n > MP_MAX_IN)
+        return concat_parts(g, x, n, axis);
     for (int i = 0; i < n; i++) {
         if (!x[i].id)
             return NONE;
@@ -595,6 +609,11 @@ mp_node mp_softmax(struct mp_graph *g, mp_node x)
 mp_node mp_argmax(struct mp_graph *g, mp_node x)
 {
     return unary(g, MP_OP_ARGMAX, x, (struct mp_attr){0});
+}
+
+mp_node mp_heatmap_peaks(struct mp_graph *g, mp_node x)
+{
+    return unary(g, MP_OP_HEATMAP_PEAKS, x, (struct mp_attr){0});
 }
 
 mp_node mp_float(struct mp_graph *g, mp_node x)

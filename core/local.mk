@@ -39,6 +39,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/npy.c \
 	%reldir%/op.c \
 	%reldir%/option.c %reldir%/option.h \
+	%reldir%/peak.h \
 	%reldir%/picture.c \
 	%reldir%/picture_job.c %reldir%/picture_job.h \
 	%reldir%/picture_write.c \

@@ -299,6 +299,22 @@ static int shape_argmax(struct mp_node_def *n,
     return 0;
 }
 
+static int shape_heatmap_peaks(struct mp_node_def *n,
+                               const struct mp_node_def *const *in,
+                               struct mp_error *err)
+{
+    const struct mp_node_def *x = in[0];
+
+    if (x->ndim != 4 || x->dtype != MP_F32)
+        return bad(n, in, err, "needs f32 NxHxWxC");
+    n->dtype = MP_F32;
+    n->ndim = 3;
+    n->dim[0] = x->dim[0];
+    n->dim[1] = x->dim[3];
+    n->dim[2] = 3;
+    return 0;
+}
+
 static int shape_float(struct mp_node_def *n,
                        const struct mp_node_def *const *in,
                        struct mp_error *err)
@@ -348,6 +364,7 @@ const struct mp_op_row mp_op_table[MP_OP_COUNT] = {
     ROW(FLIP,       1, 1,   shape_flip,      mp_ref_flip),
     ROW(SOFTMAX,    1, 1,   shape_act,       mp_ref_softmax),
     ROW(ARGMAX,     1, 1,   shape_argmax,    mp_ref_argmax),
+    ROW(HEATMAP_PEAKS, 1, 1, shape_heatmap_peaks, mp_ref_heatmap_peaks),
     ROW(FLOAT,      1, 1,   shape_float,     mp_ref_float),
 };
 /* clang-format on */

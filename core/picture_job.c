@@ -104,7 +104,7 @@ static int ask_views(struct mp_picture_job *p, const struct mp_settings *s)
 
     if (n < 0)
         return (int)n;
-    if ((n == 0 && head->merge) || n > VIEWS_MAX)
+    if (n > VIEWS_MAX)
         return mp_fail(&p->err, MP_EINVAL, "head %s: %ld views", head->name, n);
     p->nview = (size_t)n;
     p->view = calloc(p->nview + 1, sizeof *p->view);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include "graph_impl.h"
 #include "module.h"
+#include "peak.h"
 #include "ref.h"
 
 static const struct mp_value *arg(const struct mp_step *s,
@@ -443,6 +444,36 @@ MP_REF(argmax)
         for (int64_t j = 1; j < c; j++)
             if (x[j] > x[y[i]])
                 y[i] = (int32_t)j;
+    }
+}
+
+/* Into x, y and the value there; a NaN counts as the highest. */
+static void find_peak(float out[3], const struct peak_map *m)
+{
+    int64_t at = 0;
+
+    for (int64_t i = 1; i < m->h * m->w; i++)
+        if (m->at[i * m->step] > m->at[at * m->step] ||
+            isnan(m->at[i * m->step]))
+            at = i;
+    out[0] = out[1] = -1;
+    out[2] = m->at[at * m->step];
+    if (out[2] > 0) {
+        out[0] = (float)(at % m->w);
+        out[1] = (float)(at / m->w);
+        peak_refine(out, m);
+    }
+}
+
+MP_REF(heatmap_peaks)
+{
+    const int64_t *d = arg(s, v, 0)->dim;
+    int64_t h = d[1], w = d[2], c = d[3];
+
+    for (int64_t i = 0; i < d[0] * c; i++) {
+        const float *x = (const float *)in[0] + i / c * h * w * c + i % c;
+
+        find_peak((float *)out + 3 * i, &(struct peak_map){x, h, w, c});
     }
 }
 

@@ -30,6 +30,7 @@ MP_REF(pad);
 MP_REF(flip);
 MP_REF(softmax);
 MP_REF(argmax);
+MP_REF(heatmap_peaks);
 MP_REF(float);
 
 #endif

@@ -132,7 +132,8 @@ static int is_light(enum mp_op op)
     return op == MP_OP_ACT || op == MP_OP_ADD || op == MP_OP_MUL ||
            op == MP_OP_CONCAT || op == MP_OP_SLICE || op == MP_OP_RESIZE ||
            op == MP_OP_PAD || op == MP_OP_FLIP || op == MP_OP_SOFTMAX ||
-           op == MP_OP_ARGMAX || op == MP_OP_FLOAT || op == MP_OP_POOL;
+           op == MP_OP_ARGMAX || op == MP_OP_FLOAT || op == MP_OP_POOL ||
+           op == MP_OP_HEATMAP_PEAKS;
 }
 
 /* Is a result read by more than products, which round it themselves? */
@@ -163,7 +164,7 @@ static void mark_sums(struct builder *b, uint8_t *keep)
 }
 
 /* Pixels until the first real layer, and results from the last one on, stay
- * f32: they cost little there, and are what users see. */
+ * f32: they cost little there, and are what users see. So do places in maps. */
 static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
                     size_t noutput)
 {
@@ -186,6 +187,9 @@ static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
         mark_sums(b, keep);
     for (size_t i = 0; i < noutput; i++)
         keep[b->slot[b->value_of[outputs[i]] - 1].root] = 2;
+    for (size_t k = 0; k < p->nstep; k++) /* 8 bits are no place in a map */
+        if (b->step[k].op == MP_OP_HEATMAP_PEAKS)
+            keep[b->slot[b->step[k].out].root] = 2;
     for (size_t k = p->nstep; k-- > 0;) {
         const struct mp_step *s = &b->step[k];
 

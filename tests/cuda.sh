@@ -32,6 +32,9 @@ else
     MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
         "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
         fail "test_ops on the simulated GPU"
+    CK_RUN_CASE=merging MPIPE_BACKEND_PATH=$builddir/tests/sim \
+        MPIPE_TEST_BACKEND=gpusim "$builddir/tests/test_pose" \
+        > "$dir/err" 2>&1 || fail "key points on the simulated GPU"
     # Streams that do things in any order that they may.
     for order in late early 1 2 3 4 5 6 7 8; do
         MPIPE_SIM_ORDER=$order MPIPE_BACKEND_PATH=$builddir/tests/sim \

@@ -64,13 +64,14 @@ mpipe=$(program mpipe)
 inspect=$(program mpipe-inspect)
 ops=$(program tests/test_ops)
 net=$(program tests/test_net)
+pose=$(program tests/test_pose)
 session=$(program tests/test_session)
 batch=$(program tests/test_batch)
 make_weights=$(program tests/make_weights)
 
 if [ -n "$pack" ]; then
     mkdir -p "$work/lib" "$work/build/backends" || exit 99
-    for f in mpipe mpipe-inspect tests/test_ops tests/test_net \
+    for f in mpipe mpipe-inspect tests/test_ops tests/test_net tests/test_pose \
         tests/test_session tests/test_batch tests/full_net tests/make_weights \
         bench/bench; do
         mkdir -p "$work/build/$(dirname "$f")"
@@ -136,14 +137,14 @@ try() {
     finish
 }
 
-for f in "$mpipe" "$inspect" "$ops" "$net" "$session" "$batch" \
+for f in "$mpipe" "$inspect" "$ops" "$net" "$pose" "$session" "$batch" \
     "$make_weights" "$build/backends"/cuda.*; do
     [ -e "$f" ] && continue
     echo "gpu.sh: no $f: build it first, with CUDA and Check" >&2
     exit 2
 done
 mkdir "$work/models"
-for task in seg depth; do
+for task in seg depth pose; do
     "$make_weights" "$srcdir/tests/golden/keys/tiny_$task.json" \
         "$work/models/demo-$task.safetensors" || exit 99
 done
@@ -174,6 +175,7 @@ start "ops, autotune" env MPIPE_TEST_AUTOTUNE=yes MPIPE_TEST_LARGE=yes \
 start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
 start "networks against goldens" "$net"
 start "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
+start "key points" env CK_RUN_CASE=merging "$pose"
 start "sessions" "$session"
 start "batches that fit" "$batch"
 finish
@@ -198,6 +200,8 @@ for precision in fp32 tf32 bf16 fp16; do
         -o compute.precision=$precision
     start "mpipe depth $precision" run "depth-$precision" depth \
         -o compute.precision=$precision
+    start "mpipe pose $precision" run "pose-$precision" pose \
+        -o compute.precision=$precision -o pose.flip=yes
 done
 start "mpipe seg bf16 again" run again seg -o compute.precision=bf16
 for n in 1 3; do

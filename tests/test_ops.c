@@ -620,6 +620,16 @@ static mp_node case_concat_rows(struct mp_graph *g)
     return mp_concat(g, (mp_node[]){IN(2, 3, 5, 7), IN(2, 1, 5, 7)}, 2, 1);
 }
 
+/* More than one step takes. */
+static mp_node case_concat_many(struct mp_graph *g)
+{
+    mp_node x = IN(2, 35, 3), part[35];
+
+    for (int i = 0; i < 35; i++)
+        part[i] = mp_slice(g, x, 1, 34 - i, 1);
+    return mp_concat(g, part, 35, 1);
+}
+
 static mp_node case_slice(struct mp_graph *g)
 {
     return mp_slice(g, IN(2, 3, 5, 40), 3, 8, 16);
@@ -703,6 +713,69 @@ static mp_node case_float(struct mp_graph *g)
 static mp_node case_argmax(struct mp_graph *g)
 {
     return mp_argmax(g, IN(2, 9, 7, 150));
+}
+
+/* Of two pictures, five channels: Gaussians at corners, borders and within,
+ * high and low ones, with some noise, or without and in steps, so that many
+ * places are the highest; and one map with nothing above 0. */
+static mp_node heatmaps(struct mp_graph *g, int64_t h, int64_t w, float noise)
+{
+    static const float at[10][3] = {/* of h, of w, height */
+                                    {0, 0, 0.9f},         {1, 1, 1},
+                                    {0, 0.45f, 0.02f},    {0.4f, 1, 60},
+                                    {0.52f, 0.33f, 1},    {0.8f, 0.07f, 0.3f},
+                                    {0.5f, 0.5f, -0.1f},  {0.1f, 0.95f, 120},
+                                    {0.61f, 0.61f, 0.5f}, {1, 0.2f, 1e-3f}};
+    float *p = malloc((size_t)(10 * h * w) * sizeof *p);
+    mp_node x;
+
+    for (int64_t i = 0; i < 10 * h * w; i++) {
+        const float *a = at[i / (5 * h * w) * 5 + i % 5];
+        float dy = (float)(i / 5 / w % h) - a[0] * (float)(h - 1);
+        float dx = (float)(i / 5 % w) - a[1] * (float)(w - 1);
+
+        p[i] = expf(-(dx * dx + dy * dy) / 8);
+        if (!(noise > 0))
+            p[i] = roundf(3 * p[i]) / 3; /* plateaus */
+        p[i] = a[2] < 0 ? a[2] : a[2] * p[i];
+    }
+    x = mp_const(g, 4, DIMS(2, h, w, 5), p);
+    free(p);
+    return mp_add(g, mp_mul(g, IN(2, h, w, 5), mp_scalar(g, noise)), x);
+}
+
+static mp_node case_heatmap_peaks(struct mp_graph *g)
+{
+    return mp_heatmap_peaks(g, heatmaps(g, 64, 48, 1e-4f));
+}
+
+static mp_node case_heatmap_peaks_odd(struct mp_graph *g)
+{
+    return mp_heatmap_peaks(g, heatmaps(g, 13, 7, 1e-4f));
+}
+
+static mp_node case_heatmap_peaks_small(struct mp_graph *g)
+{
+    return mp_heatmap_peaks(g, heatmaps(g, 3, 2, 1e-4f));
+}
+
+static mp_node case_heatmap_peaks_ties(struct mp_graph *g)
+{
+    return mp_heatmap_peaks(g, heatmaps(g, 33, 41, 0));
+}
+
+/* Each map but one has a NaN: first, last, at its peak or far from it. */
+static mp_node case_heatmap_peaks_nan(struct mp_graph *g)
+{
+    static const int place[10] = {0, 12 * 7, 20, 90, 12 * 7 + 6, 1, 30, 6, 77};
+    float *p = calloc(10 * 13 * 7, sizeof *p);
+    mp_node x = heatmaps(g, 13, 7, 1e-4f);
+
+    for (int i = 0; i < 9; i++)
+        p[(i / 5 * 13 * 7 + place[i]) * 5 + i % 5] = NAN;
+    x = mp_add(g, x, mp_const(g, 4, DIMS(2, 13, 7, 5), p));
+    free(p);
+    return mp_heatmap_peaks(g, x);
 }
 
 /* Constants of every kind: what a program that runs once must do. */
@@ -796,6 +869,7 @@ static const struct {
     C(mul_scalar),
     C(concat),
     C(concat_rows),
+    C(concat_many),
     C(slice),
     C(slice_rows),
     C(reshape),
@@ -812,6 +886,11 @@ static const struct {
     C(softmax_even),
     C(float),
     C(argmax),
+    C(heatmap_peaks),
+    C(heatmap_peaks_odd),
+    C(heatmap_peaks_small),
+    C(heatmap_peaks_ties),
+    C(heatmap_peaks_nan),
     C(folding),
     C(residual_self),
     C(residual_thin),
@@ -971,11 +1050,14 @@ static void *run(int i, const char *backend, enum mp_precision precision,
     return out;
 }
 
+/* NaN must be NaN. */
 static double nmse(const float *got, const float *want, size_t n)
 {
     double d = 0, w = 0;
 
     for (size_t i = 0; i < n; i++) {
+        if (isnan(want[i]) && isnan(got[i]))
+            continue;
         d += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
         w += (double)want[i] * want[i];
     }

@@ -158,23 +158,66 @@ static const struct golden_tensor *tensor(const struct golden *g,
     return t;
 }
 
+/* What graphs run on: plain C, and the backend that is tested. */
+static const struct mp_backend *backend(int i)
+{
+    const char *name = getenv("MPIPE_TEST_BACKEND");
+    const struct mp_backend *b = &mp_backend_cpu;
+    struct mp_error err = {0};
+
+    if (i == 0)
+        return &mp_backend_ref;
+    if (name) /* probed first, as always */
+        ck_assert_msg(!mp_backend_find(&b, name, &err) && b->probe(&err) > 0,
+                      "%s", err.text);
+    return b;
+}
+#define BACKENDS 2
+
+/* Of n maps in planes, H x W: x, y and height of each. */
+static void find_peaks(float (*peak)[3], const float *plane, int64_t n,
+                       const struct mp_backend *on)
+{
+    struct mp_graph *g = mp_graph_new(NULL);
+    float *x = malloc((size_t)(n * H * W) * sizeof *x);
+    struct mp_error err = {0};
+    struct result r;
+
+    for (int64_t i = 0; i < n * H * W; i++)
+        x[i] = plane[i % n * H * W + i / n];
+    mp_output(g, "peaks",
+              mp_heatmap_peaks(
+                  g, mp_input(g, "x", MP_F32, 4, (int64_t[]){1, H, W, n})));
+    ck_assert_msg(!run_on(&r, on, g, (const void *const[]){x}, &err), "%s",
+                  err.text);
+    ck_assert(r.t[0].ndim == 3 && r.t[0].dim[0] == 1 && r.t[0].dim[1] == n &&
+              r.t[0].dim[2] == 3);
+    memcpy(peak, r.data[0], (size_t)n * sizeof *peak);
+    result_free(&r);
+    mp_graph_free(g);
+    free(x);
+}
+
 static const char *const decode_cases[] = {"clean", "noisy", "edge",
                                            "two_peaks", "degenerate"};
+#define DECODE_CASES 5
 
 /* Peaks that are there and are above 0.01 within 2e-3 pixels of the maps, and
  * of the picture accordingly; others where their maximum is. */
 START_TEST(decoding)
 {
     json_t *root = golden_json(golden_path("pose_decode.json"));
-    json_t *c = json_array_get(json_object_get(root, "cases"), (size_t)_i);
+    int at_case = _i % DECODE_CASES;
+    json_t *c = json_array_get(json_object_get(root, "cases"), (size_t)at_case);
     struct golden *g = golden_open(best_path("pose_decode.safetensors"));
-    const char *id = decode_cases[_i];
+    const char *id = decode_cases[at_case];
     const struct golden_tensor *maps = tensor(g, id, "heatmaps");
     const float *argmax = tensor(g, id, "argmax")->data;
     const float *refined = tensor(g, id, "refined")->data;
     const float *preds = tensor(g, id, "preds")->data;
     const float *scores = tensor(g, id, "scores")->data;
     size_t n = (size_t)maps->dim[0], points = (size_t)maps->dim[1];
+    const struct mp_backend *on = backend(_i / DECODE_CASES);
     static float all[POINTS * H * W];
     double worst = 0;
 
@@ -183,6 +226,7 @@ START_TEST(decoding)
     ck_assert(maps->dim[2] == H && maps->dim[3] == W);
     for (size_t i = 0; i < n; i++) {
         struct person p = {0};
+        float peak[POINTS][3];
 
         set_place(&p, json_array_get(json_object_get(c, "center"), i),
                   json_array_get(json_object_get(c, "scale"), i));
@@ -191,12 +235,12 @@ START_TEST(decoding)
                    (const float *)maps->data +
                        (i * points + k % points) * H * W,
                    sizeof(float) * H * W);
-        person_decode(&p, all, H, W);
+        find_peaks(peak, all, POINTS, on);
+        person_decode(&p, peak[0], H, W);
         for (size_t k = 0; k < points; k++) {
             size_t at = i * points + k;
-            float xy[3];
+            const float *xy = peak[k];
 
-            heatmap_peak(xy, all + k * H * W, H, W);
             ck_assert_float_eq(xy[2], scores[at]);
             ck_assert_double_eq(p.point[k][2], scores[at]);
             if (argmax[2 * at] < 0 || scores[at] <= 0.01F) {
@@ -216,8 +260,8 @@ START_TEST(decoding)
             }
         }
     }
-    printf("decoding %-10s %zu x %zu maps: at most %.1e pixels off\n", id, n,
-           points, worst);
+    printf("decoding %-10s on %-6s %zu x %zu maps: at most %.1e pixels off\n",
+           id, on->name, n, points, worst);
     golden_free(g);
     json_decref(root);
 }
@@ -227,16 +271,40 @@ END_TEST
 START_TEST(no_peak)
 {
     static const float level[] = {0, -0.5f, 0.0005f, 0.3f};
-    float map[H * W], xy[3];
+    static float maps[4 * H * W];
+    float peak[4][3];
 
-    for (size_t i = 0; i < H * W; i++)
-        map[i] = level[_i];
-    heatmap_peak(xy, map, H, W);
-    ck_assert_float_eq(xy[2], level[_i]);
-    ck_assert_float_eq(xy[0], _i < 2 ? -1 : 0);
-    ck_assert_float_eq(xy[1], _i < 2 ? -1 : 0);
+    for (size_t i = 0; i < 4 * H * W; i++)
+        maps[i] = level[i / (H * W)];
+    find_peaks(peak, maps, 4, backend(_i));
+    for (int i = 0; i < 4; i++) {
+        ck_assert_float_eq(peak[i][2], level[i]);
+        ck_assert_float_eq(peak[i][0], i < 2 ? -1 : 0);
+        ck_assert_float_eq(peak[i][1], i < 2 ? -1 : 0);
+    }
 }
 END_TEST
+
+/* What the head makes of the maps of these n views, each h x w x POINTS;
+ * result_free. */
+static void merge(struct result *r, const struct head *head,
+                  const struct mp_backend *on, float *const *map, int64_t h,
+                  int64_t w, size_t n, const char *wants)
+{
+    struct mp_graph *g = mp_graph_new(NULL);
+    mp_node *out = calloc(n, sizeof *out);
+    struct mp_sink want = {.wants = wants};
+    struct mp_merge m = {.out = out, .nview = n, .ngroup = 1, .want = &want};
+    struct mp_error err = {0};
+
+    for (size_t i = 0; i < n; i++)
+        out[i] = mp_input(g, "map", MP_F32, 4, (int64_t[]){1, h, w, POINTS});
+    head->p->merge(head->conf, g, &m);
+    ck_assert_msg(!run_on(r, on, g, (const void *const *)map, &err), "%s",
+                  err.text);
+    mp_graph_free(g);
+    free(out);
+}
 
 /* planes C x H x W as the network has them, H x W x C */
 static float *channels_last(const struct golden_tensor *t, int64_t at)
@@ -251,29 +319,73 @@ static float *channels_last(const struct golden_tensor *t, int64_t at)
     return y;
 }
 
+/* The mean of a map and that of the mirrored picture, or just the map: the same
+ * bits. */
 START_TEST(mirrored)
 {
     struct golden *g = golden_open(best_path("pose_flip.safetensors"));
     const struct golden_tensor *t = golden_get(g, "hm");
     const struct golden_tensor *flip = golden_get(g, "hm_of_flipped_input");
-    const struct golden_tensor *want = golden_get(g, "averaged");
-    int64_t h = t->dim[2], w = t->dim[3], n = POINTS * h * w;
+    const struct golden_tensor *averaged = golden_get(g, "averaged");
+    int both = _i / BACKENDS;
+    struct head head = head_new("pose", both ? "flip=yes" : "");
+    size_t n = (size_t)t->dim[0], bytes;
+    float **map = calloc(2 * n, sizeof *map);
+    struct result r;
 
-    for (int64_t i = 0; i < t->dim[0]; i++) {
-        float *a = channels_last(t, i), *b = channels_last(flip, i);
-        float *got = malloc((size_t)n * sizeof *got);
+    for (size_t i = 0; i < n; i++)
+        if (both) {
+            map[2 * i] = channels_last(t, (int64_t)i);
+            map[2 * i + 1] = channels_last(flip, (int64_t)i);
+        } else
+            map[i] = channels_last(t, (int64_t)i);
+    merge(&r, &head, backend(_i % BACKENDS), map, t->dim[2], t->dim[3],
+          both ? 2 * n : n, "json heatmaps");
+    ck_assert_uint_eq(r.n, 2);
+    ck_assert(r.t[1].ndim == 4 && r.t[1].dim[0] == t->dim[0] &&
+              r.t[1].dim[3] == POINTS);
+    bytes = (size_t)(t->dim[2] * t->dim[3]) * POINTS * sizeof(float);
+    for (size_t i = 0; i < n; i++) {
+        float *want = channels_last(both ? averaged : t, (int64_t)i);
 
-        heatmaps_merge(got, a, b, h, w);
-        ck_assert(!memcmp(got, (const float *)want->data + i * n,
-                          (size_t)n * sizeof *got));
-        heatmaps_merge(got, a, NULL, h, w);
-        ck_assert(!memcmp(got, (const float *)t->data + i * n,
-                          (size_t)n * sizeof *got));
-        free(a);
-        free(b);
-        free(got);
+        ck_assert(!memcmp((const char *)r.data[1] + i * bytes, want, bytes));
+        free(want);
     }
+    result_free(&r);
+    for (size_t i = 0; i < 2 * n; i++)
+        free(map[i]);
+    free(map);
+    head_free(&head);
     golden_free(g);
+}
+END_TEST
+
+/* More maps than one step takes: everyone is as alone, the same bits. */
+START_TEST(crowd)
+{
+    enum { PERSONS = 150, SIDE_H = 12, SIDE_W = 9, HWC = 12 * 9 * POINTS };
+    struct head head = head_new("pose", "flip=yes input=48x32");
+    float *map[2 * PERSONS];
+    struct result all, one;
+
+    for (int i = 0; i < 2 * PERSONS; i++) {
+        map[i] = malloc(HWC * sizeof *map[i]);
+        for (int k = 0; k < HWC; k++)
+            map[i][k] = (float)((k * 7919 + i * 104729) % 1009) / 1009;
+    }
+    merge(&all, &head, backend(_i), map, SIDE_H, SIDE_W, 2 * PERSONS, "json");
+    ck_assert_uint_eq(all.n, 1);
+    ck_assert_int_eq(all.t[0].dim[0], PERSONS);
+    for (int i = 0; i < PERSONS; i++) {
+        merge(&one, &head, backend(_i), map + 2 * i, SIDE_H, SIDE_W, 2, "json");
+        ck_assert(!memcmp((const float *)all.data[0] + i * 3 * POINTS,
+                          one.data[0], 3 * POINTS * sizeof(float)));
+        result_free(&one);
+    }
+    result_free(&all);
+    for (int i = 0; i < 2 * PERSONS; i++)
+        free(map[i]);
+    head_free(&head);
 }
 END_TEST
 
@@ -833,18 +945,21 @@ START_TEST(there_and_back)
     struct head h = head_new("pose", _i ? "flip=yes" : "");
     struct mp_image img = picture_of(rgb, PEOPLE);
     struct mp_sink sink = {.wants = "json overlay keypoints heatmaps"};
-    struct mp_tensor t[2 * PEOPLE];
+    float *map[2 * PEOPLE];
     struct mp_view v[2 * PEOPLE];
     struct mp_error err = {0};
     long n = h.p->views(h.conf, &img, v, 2 * PEOPLE, &err);
+    struct result r;
     json_t *list;
 
     for (long i = 0; i < n; i++) {
+        map[i] = maps[i];
         perfect(maps[i], &v[i], (size_t)(_i ? i / 2 : i));
-        t[i] = (struct mp_tensor){NULL, MP_F32, 3, {H, W, POINTS}, maps[i]};
     }
-    ck_assert_msg(!h.p->decode(h.conf, &img, t, (size_t)n, &sink, &err), "%s",
+    merge(&r, &h, backend(1), map, H, W, (size_t)n, sink.wants);
+    ck_assert_msg(!h.p->decode(h.conf, &img, r.t, r.n, &sink, &err), "%s",
                   err.text);
+    result_free(&r);
     ck_assert_uint_eq(sink.n, KINDS);
     list = json_loads(sink.kept[0].px, 0, NULL);
     ck_assert_uint_eq(json_array_size(list), PEOPLE);
@@ -909,19 +1024,27 @@ START_TEST(nobody)
 }
 END_TEST
 
+/* All of a map, or one number of it far from the peak. */
 START_TEST(not_finite)
 {
-    static float map[H * W * POINTS];
+    static float data[2][H * W * POINTS];
     struct head h = head_new("pose", "");
-    struct mp_image img = picture_of(NULL, 1);
+    struct mp_image img = picture_of(NULL, 2);
     struct mp_sink sink = {.wants = "json"};
-    struct mp_tensor t = {NULL, MP_F32, 3, {H, W, POINTS}, map};
     struct mp_error err = {0};
+    struct result r;
 
+    data[0][30 * W * POINTS] = data[1][30 * W * POINTS] = 1;
     for (int i = 0; i < H * W * POINTS; i++)
-        map[i] = _i ? INFINITY : NAN;
-    ck_assert_int_eq(h.p->decode(h.conf, &img, &t, 1, &sink, &err), MP_EFORMAT);
-    ck_assert_str_eq(err.text, "the heat maps of box 1 are not finite");
+        if (_i < 2 || i == (H * W - 1) * POINTS)
+            data[1][i] = _i % 2 ? INFINITY : NAN;
+    merge(&r, &h, backend(1), (float *const[]){data[0], data[1]}, H, W, 2,
+          sink.wants);
+    ck_assert_int_eq(h.p->decode(h.conf, &img, r.t, r.n, &sink, &err),
+                     MP_EFORMAT);
+    ck_assert_str_eq(err.text, "the heat maps of box 2 are not finite");
+    ck_assert_uint_eq(sink.n, 0);
+    result_free(&r);
     head_free(&h);
 }
 END_TEST
@@ -1063,18 +1186,21 @@ int main(void)
 {
     Suite *s = suite_create("pose");
     TCase *t = tcase_create("pose");
+    TCase *merging = tcase_create("merging"); /* on a device */
     SRunner *r = srunner_create(s);
     int failed;
 
     if (!mkdtemp(folder))
         return 99;
     tcase_set_timeout(t, 600);
+    tcase_set_timeout(merging, 600);
     tcase_add_test(t, boxes);
     tcase_add_test(t, matrices);
     tcase_add_test(t, points);
-    tcase_add_loop_test(t, decoding, 0, 5);
-    tcase_add_loop_test(t, no_peak, 0, 4);
-    tcase_add_test(t, mirrored);
+    tcase_add_loop_test(merging, decoding, 0, BACKENDS * DECODE_CASES);
+    tcase_add_loop_test(merging, no_peak, 0, BACKENDS);
+    tcase_add_loop_test(merging, mirrored, 0, 2 * BACKENDS);
+    tcase_add_loop_test(merging, crowd, 0, BACKENDS);
     tcase_add_test(t, best);
     tcase_add_test(t, ties);
     tcase_add_test(t, results);
@@ -1088,12 +1214,13 @@ int main(void)
     tcase_add_loop_test(t, pixel_ranges, 0, 2);
     tcase_add_test(t, network_input);
     tcase_add_test(t, other_points);
-    tcase_add_loop_test(t, there_and_back, 0, 2);
+    tcase_add_loop_test(merging, there_and_back, 0, 2);
     tcase_add_test(t, nobody);
-    tcase_add_loop_test(t, not_finite, 0, 2);
+    tcase_add_loop_test(merging, not_finite, 0, 4);
     tcase_add_test(t, program);
     tcase_add_loop_test(t, photos, 0, 2);
     suite_add_tcase(s, t);
+    suite_add_tcase(s, merging);
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);
     srunner_free(r);

@@ -198,5 +198,8 @@ void k_pad(struct k_out y, struct k_in x, int64_t n, int64_t h, int64_t w,
 void k_softmax(struct k_out y, struct k_in x, int64_t rows, int64_t c);
 /* x rows,C -> index of the first maximum of each row. */
 void k_argmax(int32_t *y, struct k_in x, int64_t rows, int64_t c);
+/* x N,H,W,C -> y N,C,3: mp_heatmap_peaks. Both f32. */
+void k_heatmap_peaks(float *y, const float *x, int64_t n, int64_t h, int64_t w,
+                     int64_t c);
 
 #endif

@@ -267,6 +267,13 @@ static void argmax(const struct call *k)
     k_argmax(out(k).p, in(k, 0), rows(x), last(x));
 }
 
+static void heatmap_peaks(const struct call *k)
+{
+    const int64_t *x = in_value(k, 0)->dim;
+
+    k_heatmap_peaks(out(k).p, in(k, 0).p, x[0], x[1], x[2], x[3]);
+}
+
 static const struct {
     void (*run)(const struct call *k);
     size_t (*scratch)(const struct call *k);
@@ -288,6 +295,7 @@ static const struct {
     [MP_OP_FLIP] = {flip, NULL, "own"},
     [MP_OP_SOFTMAX] = {softmax, NULL, "own"},
     [MP_OP_ARGMAX] = {argmax, NULL, "own"},
+    [MP_OP_HEATMAP_PEAKS] = {heatmap_peaks, NULL, "own"},
     [MP_OP_FLOAT] = {to_float, NULL, "own"},
 };
 

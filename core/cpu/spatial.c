@@ -2,6 +2,7 @@
 /* spatial.c - kernels that move or weigh pixels, and those over the last
  * dimension. */
 #include "cpu/simd.h"
+#include "peak.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -448,6 +449,44 @@ void k_argmax(int32_t *y, struct k_in x, int64_t rows, int64_t c)
                 y[r] = (int32_t)i + at;
                 best = most;
             }
+        }
+    }
+}
+
+/* ---- heat maps ---- */
+
+/* The first maximum; a NaN is above all. */
+static int64_t highest(const struct peak_map *m)
+{
+    float most = m->at[0];
+    int64_t at = 0;
+
+    for (int64_t i = 1; i < m->h * m->w && !isnan(most); i++) {
+        float v = m->at[i * m->step];
+
+        if (v > most || isnan(v)) {
+            most = v;
+            at = i;
+        }
+    }
+    return at;
+}
+
+void k_heatmap_peaks(float *y, const float *x, int64_t n, int64_t h, int64_t w,
+                     int64_t c)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n * c; i++) {
+        const struct peak_map m = {x + i / c * h * w * c + i % c, h, w, c};
+        int64_t at = highest(&m);
+        float *to = y + 3 * i;
+
+        to[0] = to[1] = -1;
+        to[2] = m.at[at * c];
+        if (to[2] > 0) {
+            to[0] = (float)(at % w);
+            to[1] = (float)(at / w);
+            peak_refine(to, &m);
         }
     }
 }

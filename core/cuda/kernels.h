@@ -99,6 +99,13 @@ struct g_rows {
     int32_t act;
 };
 
+/* x N,H,W,C -> y N,C,3: mp_heatmap_peaks. */
+struct g_peaks {
+    float *y;
+    const float *x;
+    uint32_t h, w, c;
+};
+
 /* y = softmax(scale x) over the last dimension of x rows,C, which is f32 and of
  * at most GPU_SOFTEN channels. */
 struct g_soften {
@@ -156,6 +163,7 @@ struct g_conv {
  *   rows: a warp each row, GPU_ROWS rows a block
  *   layer_norm_TYPE: C is a multiple of 8, at most GPU_LAYER
  *   soften: a block of GPU_THREADS each row
+ *   heatmap_peaks: a block of GPU_THREADS each map, N x C
  *   group_TYPE_V: groups x N blocks of GPU_GROUP_THREADS. C / groups is a
  *     multiple of V and at most GPU_GROUP_THREADS V; each thread holds at most
  *     GPU_GROUP_HELD times V elements, at positions GPU_GROUP_THREADS /
@@ -208,6 +216,7 @@ struct g_conv {
     X(softmax, struct g_rows)                                                  \
     X(soften_8, struct g_soften)                                               \
     X(argmax, struct g_rows)                                                   \
+    X(heatmap_peaks, struct g_peaks)                                           \
     X(group_bf16_2, struct g_group)                                            \
     X(group_bf16_4, struct g_group)                                            \
     X(group_bf16_8, struct g_group)                                            \

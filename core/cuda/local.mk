@@ -30,7 +30,7 @@ CLEANFILES += $(cuda_images) $(cuda_images:.c=) $(cuda_images:.image.c=.log)
 AM_V_NVCC = $(am__v_NVCC_@AM_V@)
 am__v_NVCC_ = $(am__v_NVCC_@AM_DEFAULT_V@)
 am__v_NVCC_0 = @echo "  NVCC     $@";
-$(cuda_images): %reldir%/prelude.cuh %reldir%/kernels.h %reldir%/nvcc.sh
+$(cuda_images): %reldir%/prelude.cuh %reldir%/kernels.h core/peak.h %reldir%/nvcc.sh
 %reldir%/attention.image.c: %reldir%/attention.cu
 %reldir%/conv.image.c: %reldir%/conv.cu
 %reldir%/norm.image.c: %reldir%/norm.cu

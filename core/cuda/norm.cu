@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* norm.cu - norms, softmax and argmax. */
+/* norm.cu - norms, softmax, argmax and the peaks of heat maps. */
 #include "cuda/prelude.cuh"
+#include "peak.h"
 
 static DEV uint32_t my_row()
 {
@@ -268,6 +269,88 @@ static DEV void do_argmax(const g_rows &a)
     }
     if (my_lane() == 0)
         ((int32_t *)a.y.p)[row] = (int32_t)at;
+}
+
+/* ---- peaks of heat maps: a block each ---- */
+
+/* The first of equal ones, whoever met it; a NaN is above all and stays. */
+static DEV void take_higher(float *most, uint32_t *at, float v, uint32_t i)
+{
+    if (v > *most || (v == *most && i < *at) || isnan(v)) {
+        *most = v;
+        *at = i;
+    }
+}
+
+static DEV void find_highest(float *most, uint32_t *at, const float *x,
+                             uint32_t n, uint32_t step)
+{
+    constexpr uint32_t WARPS = GPU_THREADS / 32;
+    __shared__ float each[WARPS];
+    __shared__ uint32_t each_at[WARPS];
+
+    *most = -INFINITY;
+    *at = UINT32_MAX;
+    for (uint32_t i = threadIdx.x; i < n; i += GPU_THREADS)
+        take_higher(most, at, x[i * step], i);
+#pragma unroll
+    for (int k = 16; k; k >>= 1) {
+        float v = __shfl_xor_sync(ALL_LANES, *most, k);
+        uint32_t i = __shfl_xor_sync(ALL_LANES, *at, k);
+
+        take_higher(most, at, v, i);
+    }
+    if (my_lane() == 0) {
+        each[threadIdx.x / 32] = *most;
+        each_at[threadIdx.x / 32] = *at;
+    }
+    __syncthreads();
+    for (uint32_t k = 0; k < WARPS; k++)
+        take_higher(most, at, each[k], each_at[k]);
+}
+
+/* The blur by a thread for each row of each of the 9 places that are wanted;
+ * added up in the order of the host. */
+static DEV void do_heatmap_peaks(const g_peaks &a)
+{
+    constexpr uint32_t SIDE = 2 * PEAK_REACH + 1;
+    __shared__ double part[9 * SIDE], l[9];
+    uint32_t n = blockIdx.x / a.c, hw = a.h * a.w, t = threadIdx.x, at;
+    peak_map m = {a.x + n * hw * a.c + blockIdx.x % a.c, a.h, a.w, a.c};
+    float *y = a.y + 3 * blockIdx.x, most;
+
+    find_highest(&most, &at, m.at, hw, a.c);
+    if (!(most > 0)) {
+        if (t == 0) {
+            y[0] = y[1] = -1;
+            y[2] = most;
+        }
+        return;
+    }
+    if (t < 9 * SIDE) {
+        uint32_t k = t / SIDE;
+
+        part[t] = peak_row(&m, (int64_t)(at / a.w) + k / 3 - 1,
+                           (int64_t)(at % a.w) + k % 3 - 1,
+                           (int)(t % SIDE) - PEAK_REACH);
+    }
+    __syncthreads();
+    if (t < 9) {
+        double sum = 0;
+
+        for (uint32_t i = 0; i < SIDE; i++)
+            sum += part[t * SIDE + i];
+        l[t] = peak_log(sum);
+    }
+    __syncthreads();
+    if (t == 0) {
+        float xy[2] = {(float)(at % a.w), (float)(at / a.w)};
+
+        peak_step(xy, l);
+        y[0] = xy[0];
+        y[1] = xy[1];
+        y[2] = most;
+    }
 }
 
 /* ---- group norm ---- */
@@ -560,6 +643,7 @@ KERNEL(batch_norm, g_rows, ROWS_THREADS, 1, do_batch_norm(a))
 KERNEL(softmax, g_rows, ROWS_THREADS, 1, do_softmax(a))
 KERNEL(soften_8, g_soften, GPU_THREADS, 1, do_soften(a))
 KERNEL(argmax, g_rows, ROWS_THREADS, 1, do_argmax(a))
+KERNEL(heatmap_peaks, g_peaks, GPU_THREADS, 1, do_heatmap_peaks(a))
 #define GROUP_WHOLE(v)                                                         \
     KERNEL(group_bf16_##v, g_group, GPU_GROUP_THREADS, 1,                      \
            (do_group_whole<MP_BF16, v>(a)))                                    \

@@ -294,6 +294,21 @@ static int spatial(const struct call *k)
                      &a);
 }
 
+static int heatmap_peaks(const struct call *k)
+{
+    const int64_t *x = cuda_in_value(k, 0)->dim;
+    const struct g_peaks a = {
+        .y = cuda_out(k).p,
+        .x = cuda_in(k, 0).p,
+        .h = (uint32_t)x[1],
+        .w = (uint32_t)x[2],
+        .c = (uint32_t)x[3],
+    };
+
+    return cuda_launch(k, GPU_heatmap_peaks, (size_t)(x[0] * x[3]), 1, 1,
+                       GPU_THREADS, 0, &a);
+}
+
 /* ---- the table ---- */
 
 static const struct {
@@ -316,6 +331,7 @@ static const struct {
     [MP_OP_FLIP] = {flip, NULL, "own"},
     [MP_OP_SOFTMAX] = {by_rows, NULL, "own"},
     [MP_OP_ARGMAX] = {by_rows, NULL, "own"},
+    [MP_OP_HEATMAP_PEAKS] = {heatmap_peaks, NULL, "own"},
     [MP_OP_FLOAT] = {map, NULL, "own"},
 };
 

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 6
+#define MP_BACKEND_ABI 7
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -60,6 +60,7 @@ extern "C" {
     X(FLIP, "flip")                                                            \
     X(SOFTMAX, "softmax")                                                      \
     X(ARGMAX, "argmax")                                                        \
+    X(HEATMAP_PEAKS, "heatmap_peaks") /* f32, whatever the policy */           \
     X(FLOAT, "float")
 
 enum mp_op {

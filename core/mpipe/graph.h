@@ -148,6 +148,13 @@ MP_API mp_node mp_flip(struct mp_graph *g, mp_node x, int axis);
  * dimension. */
 MP_API mp_node mp_softmax(struct mp_graph *g, mp_node x);
 MP_API mp_node mp_argmax(struct mp_graph *g, mp_node x);
+/* Where each map is highest: x N,H,W,C -> N,C,3: x, y in pixels of the map,
+ * from the middle of the first one, and the highest value. Its place, of equal
+ * ones the first in row-major order, is moved by a step of Newton's method
+ * towards the top of the logarithm of the blurred map (Zhang et al. 2020, DARK,
+ * as in mmpose 0.24). -1, -1 where no value is above 0. A NaN anywhere in a
+ * map: -1, -1, NaN. x and the result are kept in f32 whatever the policy. */
+MP_API mp_node mp_heatmap_peaks(struct mp_graph *g, mp_node x);
 /* u8 -> f32 (0..255), or the identity on f32. */
 MP_API mp_node mp_float(struct mp_graph *g, mp_node x);
 

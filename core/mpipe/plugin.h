@@ -160,8 +160,8 @@ struct mp_plugin {
     /* Optional: rules that span options. */
     int (*check)(const void *conf, struct mp_error *err);
     /* The views of a picture: their number, at most cap of them stored;
-     * called again with room if there are more. 0: nothing to see. Negative: an
-     * error. */
+     * called again with room if there are more. 0: nothing to see, and no
+     * results. Negative: an error. */
     long (*views)(const void *conf, const struct mp_image *img,
                   struct mp_view *view, size_t cap, struct mp_error *err);
     /* From pixels (f32 0..255, N x view_h x view_w x 3) to what the VAE
@@ -176,7 +176,8 @@ struct mp_plugin {
      * results are the maps themselves, one H x W x C for each view. */
     mp_node (*merge)(const void *conf, struct mp_graph *g,
                      const struct mp_merge *m);
-    /* Results, in the order of mp_output or of the views, into files. */
+    /* Results, in the order of mp_output or of the views, into files; n is 0
+     * where there were no views. */
     int (*decode)(const void *conf, const struct mp_image *img,
                   const struct mp_tensor *result, size_t n,
                   struct mp_sink *sink, struct mp_error *err);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * person.c - from a box to a view, from heat maps to key points, from many
- * persons to the best. Unbiased coordinates and distribution-aware decoding as
- * mmpose 0.24 has them; f32 and f64 where it has them.
+ * person.c - from a box to a view, from peaks of heat maps to key points, from
+ * many persons to the best. Unbiased coordinates as mmpose 0.24 has them; f32
+ * and f64 where it has them.
  */
 #include <float.h>
 #include <math.h>
@@ -49,118 +49,19 @@ void person_matrix(float out[6], const struct person *p, double degrees,
     out[5] = (float)(sy * (-x * s - y * c + 0.5 * (double)side(p, 1)));
 }
 
-/* ---- heat maps ---- */
+/* ---- key points ---- */
 
-/* Left and right change places in a mirror. */
-static const int8_t mirror_image[POINTS] = {0,  2, 1,  4,  3,  6,  5,  8, 7,
-                                            10, 9, 12, 11, 14, 13, 16, 15};
-
-void heatmaps_merge(float *out, const float *map, const float *mirrored,
-                    int64_t h, int64_t w)
-{
-    for (int k = 0; k < POINTS; k++)
-        for (int64_t y = 0; y < h; y++)
-            for (int64_t x = 0; x < w; x++) {
-                float v = map[(y * w + x) * POINTS + k];
-
-                if (mirrored)
-                    v = (v + mirrored[(y * w + w - 1 - x) * POINTS +
-                                      mirror_image[k]]) *
-                        0.5f;
-                *out++ = v;
-            }
-}
-
-static int64_t clamp(int64_t i, int64_t n)
-{
-    return i < 0 ? 0 : i < n ? i : n - 1;
-}
-
-/* The border is a mirror that shows the outermost sample once. */
-static int64_t reflect(int64_t i, int64_t n)
-{
-    return i < 0 ? -i : i < n ? i : 2 * (n - 1) - i;
-}
-
-/* Logarithm of the map blurred by a Gaussian of deviation 2, cut off after 5;
- * beyond the border, the border. */
-static double log_blurred(const float *map, int64_t h, int64_t w, int64_t y,
-                          int64_t x)
-{
-    /* exp(-i i / 8) for i = 0..5, of sum 1 when both sides are there */
-    static const double g[6] = {0.20056541423882, 0.17699835683136,
-                                0.12164907301381, 0.06511405659938,
-                                0.02714357714348, 0.00881222929256};
-    double sum = 0;
-
-    y = clamp(y, h);
-    x = clamp(x, w);
-    for (int i = -5; i <= 5; i++) {
-        const float *row = map + reflect(y + i, h) * w;
-        double part = 0;
-
-        for (int k = -5; k <= 5; k++)
-            part += g[k < 0 ? -k : k] * row[reflect(x + k, w)];
-        sum += g[i < 0 ? -i : i] * part;
-    }
-    return log(sum < 0.001 ? 0.001 : sum > 50 ? 50 : sum);
-}
-
-/* One step of Newton's towards the top of the logarithm, a parabola if the peak
- * is a Gaussian. */
-static void refine(float xy[2], const float *map, int64_t h, int64_t w)
-{
-    int64_t x = (int64_t)xy[0], y = (int64_t)xy[1];
-    double l[3][3], dx, dy, dxx, dyy, dxy, det;
-
-    for (int i = 0; i < 3; i++)
-        for (int k = 0; k < 3; k++)
-            l[i][k] = log_blurred(map, h, w, y + i - 1, x + k - 1);
-    dx = (l[1][2] - l[1][0]) / 2;
-    dy = (l[2][1] - l[0][1]) / 2;
-    dxx = l[1][2] - 2 * l[1][1] + l[1][0] + (double)FLT_EPSILON;
-    dyy = l[2][1] - 2 * l[1][1] + l[0][1] + (double)FLT_EPSILON;
-    dxy = (l[2][2] - l[1][2] - l[2][1] + 2 * l[1][1] - l[1][0] - l[0][1] +
-           l[0][0]) /
-          2;
-    det = dxx * dyy - dxy * dxy;
-    if (det != 0) {
-        xy[0] -= (float)((dyy * dx - dxy * dy) / det);
-        xy[1] -= (float)((dxx * dy - dxy * dx) / det);
-    }
-}
-
-void heatmap_peak(float out[3], const float *map, int64_t h, int64_t w)
-{
-    int64_t at = 0;
-
-    for (int64_t i = 1; i < h * w; i++)
-        if (map[i] > map[at])
-            at = i;
-    out[0] = out[1] = -1;
-    out[2] = map[at];
-    if (map[at] > 0) {
-        out[0] = (float)(at % w);
-        out[1] = (float)(at / w);
-        refine(out, map, h, w);
-    }
-}
-
-void person_decode(struct person *p, const float *heatmaps, int64_t h,
-                   int64_t w)
+void person_decode(struct person *p, const float *peak, int64_t h, int64_t w)
 {
     const double step[2] = {(double)side(p, 0) / (double)(w - 1),
                             (double)side(p, 1) / (double)(h - 1)};
 
-    for (int k = 0; k < POINTS; k++) {
-        float at[3];
-
-        heatmap_peak(at, heatmaps + k * h * w, h, w);
+    for (int k = 0; k < POINTS; k++, peak += 3) {
         for (int i = 0; i < 2; i++)
             p->point[k][i] =
-                (float)((double)at[i] * step[i] + (double)p->center[i] -
+                (float)((double)peak[i] * step[i] + (double)p->center[i] -
                         (double)side(p, i) / 2);
-        p->point[k][2] = at[2];
+        p->point[k][2] = peak[2];
     }
 }
 

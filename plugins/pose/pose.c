@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * pose.c - human pose, top-down: every person is cut out and gets a heat map
- * for each key point.
+ * for each key point, which is where that is highest.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -153,6 +153,50 @@ static mp_node build(const void *conf, struct mp_graph *g,
     return x;
 }
 
+/* ---- merge ---- */
+
+/* Left and right of the body change places: the points after the nose are
+ * pairs, left before right. x N x H x W x POINTS. */
+static mp_node swap_sides(struct mp_graph *g, mp_node x)
+{
+    int64_t n = mp_dim(g, x, 0), h = mp_dim(g, x, 1), w = mp_dim(g, x, 2);
+    mp_node nose = mp_slice(g, x, 3, 0, 1);
+    mp_node pairs = mp_slice(g, x, 3, 1, POINTS - 1);
+
+    pairs = mp_reshape(g, pairs, 4, (int64_t[]){n * h, w, -1, 2});
+    pairs = mp_flip(g, pairs, 3);
+    pairs = mp_reshape(g, pairs, 4, (int64_t[]){n, h, w, POINTS - 1});
+    return mp_concat(g, (mp_node[]){nose, pairs}, 2, 3);
+}
+
+/* The mean of each map and that of the mirrored view, which is the one behind
+ * it. */
+static mp_node mean_of_looks(struct mp_graph *g, mp_node x)
+{
+    int64_t n = mp_dim(g, x, 0), h = mp_dim(g, x, 1), w = mp_dim(g, x, 2);
+    mp_node mirrored;
+
+    x = mp_reshape(g, x, 4, (int64_t[]){n / 2, 2 * h, w, POINTS});
+    mirrored = mp_flip(g, mp_slice(g, x, 1, h, h), 2);
+    x = mp_add(g, mp_slice(g, x, 1, 0, h), swap_sides(g, mirrored));
+    return mp_mul(g, x, mp_scalar(g, 0.5f));
+}
+
+/* Of all persons: peaks, N x POINTS x 3, and if they are asked for the heat
+ * maps, N x H x W x POINTS. */
+static mp_node merge(const void *conf, struct mp_graph *g,
+                     const struct mp_merge *m)
+{
+    mp_node x = mp_concat(g, m->out, (int)m->nview, 0);
+
+    if (((const struct conf *)conf)->flip)
+        x = mean_of_looks(g, x);
+    mp_output(g, "peaks", mp_heatmap_peaks(g, x));
+    if (mp_sink_wants(m->want, "heatmaps"))
+        mp_output(g, "heatmaps", x);
+    return x;
+}
+
 /* ---- results ---- */
 
 static int no_memory(struct mp_error *err)
@@ -162,7 +206,7 @@ static int no_memory(struct mp_error *err)
 
 struct persons {
     struct person *p;
-    float *heatmaps; /* POINTS x h x w of each */
+    const float *heatmaps; /* h x w x POINTS of each, if they are asked for */
     int64_t h, w;
     size_t n;
     size_t *keep; /* the best, best first */
@@ -177,28 +221,22 @@ static int is_finite(const struct person *p)
     return 1;
 }
 
-/* All persons that views() told of, from the maps of those views. */
+/* All persons that views() told of, from the peaks of their heat maps. */
 static int find(struct persons *a, const struct conf *c,
-                const struct mp_image *img, const struct mp_tensor *map,
+                const struct mp_image *img, const float *peak,
                 struct mp_error *err)
 {
-    size_t one = POINTS * (size_t)(a->h * a->w);
-
     for (size_t i = 0; i < img->nbox; i++) {
-        float *maps = a->heatmaps + a->n * one;
         struct person *p = &a->p[a->n];
 
         if (img->box[i].score < c->box_score)
             continue;
         place(p, c, &img->box[i]);
-        heatmaps_merge(maps, map->data, c->flip ? map[1].data : NULL, a->h,
-                       a->w);
-        person_decode(p, maps, a->h, a->w);
+        person_decode(p, peak + 3 * POINTS * a->n, a->h, a->w);
         if (!is_finite(p))
             return mp_fail(err, MP_EFORMAT,
                            "the heat maps of box %zu are not finite", i + 1);
         person_rescore(p, c->point_score);
-        map += c->flip ? 2 : 1;
         a->n++;
     }
     a->nkeep = persons_best(a->keep, a->p, a->n, c->most_alike);
@@ -251,11 +289,11 @@ static int put_keypoints(const struct persons *a, struct mp_sink *sink,
     return rc;
 }
 
-/* Of those that stay, in their order. */
+/* Of those that stay, in their order, a plane for each point. */
 static int put_heatmaps(const struct persons *a, struct mp_sink *sink,
                         struct mp_error *err)
 {
-    size_t one = POINTS * (size_t)(a->h * a->w);
+    size_t plane = (size_t)(a->h * a->w), one = POINTS * plane;
     float *maps = malloc((a->nkeep * one + 1) * sizeof *maps);
     struct mp_tensor t = {.name = "heatmaps",
                           .dtype = MP_F32,
@@ -267,8 +305,9 @@ static int put_heatmaps(const struct persons *a, struct mp_sink *sink,
     if (!maps)
         return no_memory(err);
     for (size_t i = 0; i < a->nkeep; i++)
-        memcpy(maps + i * one, a->heatmaps + a->keep[i] * one,
-               one * sizeof *maps);
+        for (size_t k = 0; k < one; k++)
+            maps[i * one + k % POINTS * plane + k / POINTS] =
+                a->heatmaps[a->keep[i] * one + k];
     rc = mp_sink_npy(sink, "heatmaps", &t, err);
     free(maps);
     return rc;
@@ -294,12 +333,11 @@ static int decode(const void *conf, const struct mp_image *img,
 
     a.p = malloc((img->nbox + 1) * sizeof *a.p);
     a.keep = malloc((img->nbox + 1) * sizeof *a.keep);
-    a.heatmaps =
-        malloc((n + 1) * POINTS * (size_t)(a.h * a.w) * sizeof *a.heatmaps);
-    if (!a.p || !a.keep || !a.heatmaps)
+    a.heatmaps = n > 1 ? result[1].data : NULL;
+    if (!a.p || !a.keep)
         rc = no_memory(err);
     if (!rc)
-        rc = find(&a, c, img, result, err);
+        rc = find(&a, c, img, n ? result[0].data : NULL, err);
     if (!rc && mp_sink_wants(sink, "json"))
         rc = put_json(&a, img, sink, err);
     if (!rc && mp_sink_wants(sink, "overlay"))
@@ -310,7 +348,6 @@ static int decode(const void *conf, const struct mp_image *img,
         rc = put_heatmaps(&a, sink, err);
     free(a.p);
     free(a.keep);
-    free(a.heatmaps);
     return rc;
 }
 
@@ -329,5 +366,6 @@ MP_PLUGIN(pose) = {
     .views = views,
     .input = input,
     .build = build,
+    .merge = merge,
     .decode = decode,
 };

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * pose.h - the parts of the pose head that no network is needed for: where a
- * person is cut out, how heat maps become key points, which persons stay, and
- * what is written of them. The key points are the 17 of COCO, in its order.
+ * pose.h - the parts of the pose head that need no graph: where a person is cut
+ * out, where its key points are in the picture, which persons stay, and what is
+ * written of them. The key points are the 17 of COCO, in its order.
  *
- * Maps of a view are H x W x POINTS as the network gives them; heat maps of a
- * person are POINTS x H x W. Threads: any; nothing is kept.
+ * Threads: any; nothing is kept.
  */
 #ifndef PLUGINS_POSE_POSE_H
 #define PLUGINS_POSE_POSE_H
@@ -30,17 +29,9 @@ void person_place(struct person *out, const struct mp_box *box, double aspect,
 void person_matrix(float out[6], const struct person *p, double degrees,
                    int32_t w, int32_t h);
 
-/* One map of a person from that of its view and, unless NULL, of the mirrored
- * view: their mean. */
-void heatmaps_merge(float *out, const float *map, const float *mirrored,
-                    int64_t h, int64_t w);
-/* The peak of one key point's map, h x w, both at least 6: x, y in its pixels,
- * refined by the shape of the peak, and its height. -1, -1 if nothing is
- * above 0. */
-void heatmap_peak(float out[3], const float *map, int64_t h, int64_t w);
-/* The points of p from its heat maps. */
-void person_decode(struct person *p, const float *heatmaps, int64_t h,
-                   int64_t w);
+/* The points of p from the peaks of its heat maps, h x w: x, y and height of
+ * each, POINTS x 3. */
+void person_decode(struct person *p, const float *peak, int64_t h, int64_t w);
 
 /* score *= mean score of the points above this; 0 if there is none. */
 void person_rescore(struct person *p, double above);
