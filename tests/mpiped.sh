@@ -323,6 +323,12 @@ printf '[http]\nno such line\n' >> mpiped.ini
 kill -HUP "$pid"
 logs 'stays as it was'
 status 200 --data-binary @in/rgb8.png $url/seg/infer
+sed -e 's/^\[http\]/&\nmode = 0999/' -e 's/^\[pipeline depth\]/[pipeline no]/' \
+    good.ini > mpiped.ini
+kill -HUP "$pid"
+logs 'mode = 0999: octal'
+status 404 $url/no
+status 200 $url/depth/ready
 sed -e 's/^\[pipeline depth\]/[pipeline deep]/' good.ini > mpiped.ini
 kill -HUP "$pid"
 logs 'read again'
@@ -452,6 +458,9 @@ refused 'ADDRESS:PORT' -o http.listen=localhost
 refused 'ADDRESS:PORT' -o http.listen=127.0.0.1:99999
 refused '1 to 107 bytes' -o "http.socket=/$(printf '%0107d' 0)"
 refused 'octal' -o http.mode=rw
+refused 'octal' -t -o http.mode=rw
+refused 'ADDRESS:PORT' -t -o http.listen=localhost
+refused 'cannot be read' -t -o 'pipeline seg.file=none.ini'
 refused 'there is none' -o http.group=no.such.group
 refused 'both none' -o http.socket=none
 refused 'did you mean connections?' -o limits.conections=3
