@@ -150,8 +150,25 @@ rm -rf seg depth faint
 
 # its metrics, all of them
 get http://localhost/metrics | awk '/^# TYPE/ { print $3 }' | sort > told
-grep -o 'mpipe_[a-z_]*' "$page" | grep -v '^mpipe_http$' | sort -u > described
+grep -o '\(mpipe\|process\)_[a-z_]*' "$page" | grep -v '^mpipe_http$' |
+    sort -u > described
 cmp -s told described || fail "metrics: $(diff told described)"
+
+# device NAME: its memory, all of it and what the worker holds, in told and held
+device() {
+    wait_for 60 has_memory "$1" || fail "no memory of $1: $(cat body)"
+    told=$(sed -n "s/^mpipe_device_memory_bytes{.*device=\"$1\"} //p" body)
+    held=$(sed -n "s/^mpipe_device_memory_held_bytes{.*device=\"$1\"} //p" body)
+    [ "$held" -gt 0 ] && [ "$held" -lt "$told" ] ||
+        fail "$1: $held of $told bytes"
+}
+has_memory() {
+    get -o body http://localhost/metrics
+    grep -q "^mpipe_device_memory_free_bytes{.*device=\"$1\"} [1-9]" body
+}
+device cpu:0
+all=$(awk '/^MemTotal/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
+[ "$told" = "$all" ] || fail "cpu:0 has $told bytes, not $all"
 
 # ---- the same bytes ----
 
@@ -393,6 +410,39 @@ wait_for 60 is_unloaded || fail "spare is still there"
 status 200 $url/seg/ready
 status 200 --data-binary @in/rgb8.png $url/spare/infer
 stop
+cp good.ini mpiped.ini
+
+# ---- a GPU, simulated: what a device with memory of its own tells ----
+
+sim=$(cd "$builddir/tests/sim" 2> /dev/null && pwd) || sim=
+if [ -n "$sim" ] && [ -e "$sim/.libs/libcuda.so" ]; then
+    cat >> mpiped.ini << END
+
+[pipeline second]
+pipeline.head = depth
+model.checkpoint = demo-depth.safetensors
+worker = second
+compute.backend = gpusim:1
+END
+    export MPIPE_SIM_DEVICES=2 MPIPE_SIM_MEMORY=1073741824
+    export MPIPE_SIM_KERNELS=no MPIPE_BACKEND_PATH="$sim"
+    start
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    device gpusim:1
+    [ "$told" = 1073741824 ] || fail "gpusim:1 has $told bytes"
+    grep -q '^mpipe_device_memory_bytes{.*gpusim:0' body && fail "gpusim:0"
+    grep -q '^mpipe_device_busy_seconds_total{worker="second"} .*[1-9]' body ||
+        fail "it was never busy: $(cat body)"
+    status 200 $url/second/stats
+    says "{\"type\":\"GPU\",\"id\":1,\"byte_size\":$held}"
+    status 200 -X POST http://localhost/v2/repository/models/second/unload
+    has_memory gpusim:1 && fail "it is closed, and has memory"
+    stop
+    unset MPIPE_SIM_DEVICES MPIPE_SIM_MEMORY MPIPE_SIM_KERNELS
+    unset MPIPE_BACKEND_PATH
+else
+    echo "SKIP: memory of a GPU: its simulation was not built"
+fi
 cp good.ini mpiped.ini
 
 # ---- TCP ----

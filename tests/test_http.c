@@ -770,6 +770,39 @@ START_TEST(time_is_over)
 }
 END_TEST
 
+/* What runs take: a counter that grows with each, and never by more than the
+ * time that passed. A device that tells no memory has none of those series. */
+START_TEST(usage)
+{
+    static const char busy[] =
+        "mpipe_device_busy_seconds_total{worker=\"main\"} ";
+    double began = now(), first = metric(busy), last = first, v;
+
+    ck_assert_double_ge(first, 0);
+    for (int i = 0; i < 5; i++) {
+        double until = now() + 60;
+
+        ck_assert_int_eq(good(), 200);
+        while ((v = metric(busy)) <= last && now() < until)
+            pause_for(0.001); /* answered a moment before it counts */
+        ck_assert_double_gt(v, last);
+        last = v;
+    }
+    ck_assert_double_lt(last - first, now() - began);
+    ck_assert_double_eq(metric("mpipe_device_memory_bytes{"), -1);
+    ck_assert_double_gt(
+        metric("mpipe_worker_cpu_seconds_total{worker=\"main\"} "), 0);
+    v = metric("\nprocess_resident_memory_bytes ") / 1024;
+    ck_assert_double_le(v, 1.1 * (double)memory_of(server));
+    ck_assert_double_ge(v, 0.9 * (double)memory_of(server));
+    ck_assert_double_gt(metric("\nprocess_cpu_seconds_total "), 0);
+    /* with that of the connection that asks */
+    v = metric("\nprocess_open_fds ");
+    ck_assert_double_ge(v, (double)files_of(server));
+    ck_assert_double_le(v, (double)files_of(server) + 3);
+}
+END_TEST
+
 /* Pictures of four clients, seen at once. */
 START_TEST(batched)
 {
@@ -1256,6 +1289,7 @@ int main(void)
     tcase_add_test(c, client_goes);
     tcase_add_test(c, queue_is_full);
     tcase_add_test(c, time_is_over);
+    tcase_add_test(c, usage);
     tcase_add_test(c, killed_under_load); /* there is one worker so far */
     tcase_add_test(c, batched);
     tcase_add_loop_test(c, worker_dies, 0, COUNT(faults));

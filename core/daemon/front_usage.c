@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* front_usage.c - what workers use, and what goes when it is too much. */
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -45,6 +46,22 @@ double mp_process_cpu(pid_t pid)
                       &user, &system) != 2)
         return 0;
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+size_t mp_process_files(pid_t pid)
+{
+    char path[48];
+    size_t n = 0;
+    DIR *folder;
+
+    snprintf(path, sizeof path, "/proc/%ld/fd", (long)pid);
+    folder = opendir(path);
+    if (!folder)
+        return 0;
+    for (const struct dirent *e; (e = readdir(folder));)
+        n += e->d_name[0] != '.';
+    closedir(folder);
+    return n - (pid == getpid()); /* but for the folder itself */
 }
 
 static int is_over(const struct mp_front *f, const struct worker *w)

@@ -283,9 +283,12 @@ static void *receive(void *user)
 /* Its looks go; it is to be answered by a thread. */
 static void end_seeing(struct worker *w, struct task *t, int rc)
 {
+    double began = mp_now();
     int settled = mp_picture_job_settle(&t->p, t->host->pipeline);
     size_t kept = 0;
 
+    if (t->nseen) /* a GPU had only begun its run */
+        t->seen[t->last_seen].seconds += mp_now() - began;
     for (size_t i = 0; i < w->nlook; i++)
         if (w->look[i].task != t)
             w->look[kept++] = w->look[i];
@@ -368,7 +371,7 @@ static size_t find_due(const struct worker *w, double *wait)
     return w->nlook;
 }
 
-static void note_run(struct worker *w, size_t n, double seconds)
+static void note_run(struct worker *w, size_t n)
 {
     size_t bucket = 0;
 
@@ -376,7 +379,6 @@ static void note_run(struct worker *w, size_t n, double seconds)
         bucket++;
     atomic_fetch_add(&w->ledger->runs[bucket], 1);
     atomic_fetch_add(&w->ledger->views, n);
-    atomic_fetch_add(&w->ledger->busy_ns, (uint64_t)(seconds * 1e9));
 }
 
 static void use_options(const struct task *t)
@@ -401,6 +403,7 @@ static int note_seen(struct task *t, size_t n, double seconds,
         t->seen = s;
         s[t->nseen++] = (struct seen){.views = n};
     }
+    t->last_seen = i;
     s[i].runs += 1 / (double)n;
     s[i].seconds += seconds / (double)n;
     return 0;
@@ -421,7 +424,7 @@ static int see(struct worker *w, const struct look *look, size_t n,
     rc = mp_picture_job_see(at, n, look->task->host->pipeline, err);
     free(at);
     took = mp_now() - began;
-    note_run(w, n, took);
+    note_run(w, n);
     for (size_t i = 0; i < n && !rc; i++)
         rc = note_seen(look[i].task, n, took, err);
     return rc;
@@ -454,6 +457,7 @@ static void end_look(struct worker *w, struct look *look, size_t n, int rc)
 static int see_all(struct worker *w, struct look *look, size_t n)
 {
     struct mp_error err = {0};
+    double began = mp_now();
     int rc, together;
 
     current = look->task->host->id;
@@ -479,6 +483,7 @@ static int see_all(struct worker *w, struct look *look, size_t n)
     if (rc)
         mp_log(MP_LOG_ERROR, "worker", "%s", err.text);
     current = 0;
+    mp_worker_tell_usage(w, mp_now() - began);
     return rc;
 }
 
