@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* trouble.c - a head that does what no head should, when it is told to. Its
- * network is small: it shows the latents of 16 x 16 pixels. */
+ * network is small: it shows the latents of 16 x 16 pixels, unless it is told
+ * to have more. */
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 struct conf {
     int32_t fault, place;
     double seconds;
+    int32_t deep, side;
 };
 
 enum { NONE, SEGFAULT, ABORT, EXIT, FPE, SPIN, SLEEP, FAIL, OVERRUN, LEAK };
@@ -24,6 +26,10 @@ static const struct mp_option options[] = {
      "views decode", NULL, "Where"},
     {"seconds", MP_OPT_FLOAT, offsetof(struct conf, seconds), "0.2", 0, 60,
      NULL, "s", "How long to sleep"},
+    {"deep", MP_OPT_BOOL, offsetof(struct conf, deep), "no", 0, 0, NULL, NULL,
+     "Run the whole network, not only what makes latents"},
+    {"side", MP_OPT_INT, offsetof(struct conf, side), "16", 16, 1024, NULL,
+     "pixels", "Of its view, a multiple of 64 where it is deep"},
     {0}};
 
 /* A piece of a gigabyte at a time, as leaks go. */
@@ -88,13 +94,14 @@ static long views(const void *conf, const struct mp_image *img,
                   struct mp_view *view, size_t cap, struct mp_error *err)
 {
     int rc = misbehave(conf, VIEWS, err);
+    int32_t side = ((const struct conf *)conf)->side;
 
     (void)img;
     if (((const struct conf *)conf)->fault == OVERRUN)
         overrun(view, cap);
     if (cap)
-        *view =
-            (struct mp_view){.scaled_w = 16, .scaled_h = 16, .w = 16, .h = 16};
+        *view = (struct mp_view){
+            .scaled_w = side, .scaled_h = side, .w = side, .h = side};
     return rc ? rc : 1;
 }
 
@@ -108,9 +115,8 @@ static mp_node input(const void *conf, struct mp_graph *g, mp_node pixels)
 static mp_node build(const void *conf, struct mp_graph *g,
                      const struct mp_features *f)
 {
-    (void)conf;
     (void)g;
-    return f->latents;
+    return ((const struct conf *)conf)->deep ? f->map[0] : f->latents;
 }
 
 static int decode(const void *conf, const struct mp_image *img,

@@ -84,6 +84,8 @@ struct worker {
     struct mp_devices devices;
     struct look *look;
     size_t nlook, look_cap;
+    const struct look *running; /* what a device is at: nrunning of them */
+    size_t nrunning;
     double told_memory; /* when */
 };
 
