@@ -22,13 +22,15 @@
 
 #include "served.h"
 
-/* Seconds, and pixels. Under the thread sanitizer all takes longer. */
+/* Seconds, pixels, requests. Under the thread sanitizer all takes longer. */
 #ifdef __SANITIZE_THREAD__
 #define COMPUTE_TIME 60
 #define DEEP_SIDE    "64"
+#define REQUESTS     100
 #else
 #define COMPUTE_TIME 5
 #define DEEP_SIDE    "256"
+#define REQUESTS     1000
 #endif
 
 static void setup(void)
@@ -1110,6 +1112,58 @@ START_TEST(noise)
 }
 END_TEST
 
+/* ---- one that dies again and again ---- */
+
+#define BACKOFF 0.3 /* seconds */
+
+static void mortal_setup(void)
+{
+    char conf[300];
+
+    snprintf(conf, sizeof conf,
+             "[worker]\ndeaths = 5\nwithin = 3600\nbackoff = %g\n"
+             "[pipeline trouble]\nfile = trouble.ini\n"
+             "[pipeline batch]\nfile = trouble.ini\nworker = other\n",
+             BACKOFF);
+    serve(conf, NULL, NULL);
+}
+
+/* It is started again at once, then after a time that doubles; the fifth death
+ * is the last, until somebody loads it again. */
+START_TEST(backs_off)
+{
+    static const char load[] = "POST /v2/repository/models/trouble/load "
+                               "HTTP/1.1\r\nHost: x\r\n\r\n";
+    double wait = BACKOFF;
+    struct reply r;
+
+    for (int i = 0; i < 5; i++) {
+        double began;
+
+        wait_ready();
+        began = now();
+        r = trouble("abort", "views");
+        ck_assert_int_eq(r.status, 500);
+        free(r.body);
+        if (i == 0 || i == 4)
+            continue;
+        wait_ready();
+        ck_assert_double_ge(now() - began, wait);
+        wait *= 2;
+    }
+    r = infer("", pixels, sizeof pixels);
+    ck_assert_int_eq(r.status, 503);
+    ck_assert_msg(strstr(r.body, "died 5 times in 3600 s; it was killed by "
+                                 "signal 6") != NULL,
+                  "%s", r.body);
+    free(r.body);
+    ck_assert_int_eq(status_of(GET("/v2/models/batch/ready")), 200);
+    ck_assert_double_eq(metric(OTHER_DEATHS), 0);
+    ck_assert_int_eq(status_of(load), 200);
+    ck_assert_int_eq(good(), 200);
+}
+END_TEST
+
 /* ---- the same with the limits that are standard ---- */
 
 static void big_setup(void)
@@ -1316,10 +1370,10 @@ START_TEST(flat)
     int is_long = getenv("MPIPE_LONG") != NULL;
     size_t memory, files;
 
-    ask_many(200);
+    ask_many(REQUESTS / 5);
     memory = memory_of_all();
     files = files_of(server);
-    ask_many(is_long ? 100000 : 1000);
+    ask_many(is_long ? 100000 : REQUESTS);
     hold_memory(memory_of_all(), memory + (is_long ? 10239 : 1023));
     /* the last connection is closed in its own time */
     for (int i = 0; i < 100 && files_of(server) > files; i++)
@@ -1399,6 +1453,11 @@ int main(void)
     tcase_add_test(c, head_calls_back);
     tcase_add_test(c, loaded_and_unloaded);
     tcase_add_test(c, noise);
+    suite_add_tcase(s, c);
+    c = tcase_create("deaths");
+    tcase_add_unchecked_fixture(c, mortal_setup, serve_end);
+    tcase_set_timeout(c, 3600);
+    tcase_add_test(c, backs_off);
     suite_add_tcase(s, c);
     c = tcase_create("in earnest");
     tcase_add_unchecked_fixture(c, big_setup, serve_end);
