@@ -464,6 +464,7 @@ if [ -n "$browser" ]; then
         --user-data-dir="$dir/chromium" --virtual-time-budget=3000 \
         --dump-dom "http://127.0.0.1:$port/" > body 2> /dev/null
     says '<td>seg</td><td>READY</td>'
+    says '<td>pose</td><td>on demand</td>'
     says '<option>seg</option>'
 else
     echo "SKIP: the status page in a browser: there is no chromium"
