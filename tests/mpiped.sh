@@ -419,6 +419,7 @@ if [ -n "$sim" ] && [ -e "$sim/.libs/libcuda.so" ]; then
     cat >> mpiped.ini << END
 
 [pipeline second]
+load = on-demand
 pipeline.head = depth
 model.checkpoint = demo-depth.safetensors
 worker = second
@@ -437,6 +438,15 @@ END
     says "{\"type\":\"GPU\",\"id\":1,\"byte_size\":$held}"
     status 200 -X POST http://localhost/v2/repository/models/second/unload
     has_memory gpusim:1 && fail "it is closed, and has memory"
+    # what it holds counts for [limits] memory
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    device gpusim:1
+    process=$(sed -n \
+        's/^mpipe_worker_resident_bytes{worker="second"} //p' body)
+    stop
+    start -o limits.memory=$(((process + held / 2) / 1048576))
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    logs 'second: unloaded to save memory'
     stop
     unset MPIPE_SIM_DEVICES MPIPE_SIM_MEMORY MPIPE_SIM_KERNELS
     unset MPIPE_BACKEND_PATH
