@@ -5,7 +5,8 @@
  * Each connection is a thread that asks, waits for the answer, and asks again
  * on the same connection. With a rate, requests have their times in advance,
  * evenly, and a connection that is late with one counts that, too: an answer
- * that makes others wait is not forgotten.
+ * that makes others wait is not forgotten. What is late when the seconds are
+ * over is not asked any more.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -146,6 +147,7 @@ static void *ask_on(void *user)
 {
     struct connection *c = user;
     struct plan *p = c->plan;
+    double end = p->began + p->seconds;
     int fd = dial(p);
 
     for (;;) {
@@ -153,7 +155,7 @@ static void *ask_on(void *user)
         double due = p->rate > 0 ? p->began + (double)i / p->rate : now();
         int status;
 
-        if (p->most ? i >= p->most : due >= p->began + p->seconds)
+        if (p->most ? i >= p->most : due >= end || now() >= end)
             break;
         if (p->rate > 0)
             wait_until(due);

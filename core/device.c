@@ -235,6 +235,10 @@ int mp_devices_open(struct mp_devices *all, struct mp_opened *o,
     char base[32];
     int rc;
 
+    if (all) {
+        conf.is_stopped = all->is_stopped;
+        conf.user = all->user;
+    }
     memset(o, 0, sizeof *o);
     if (!strcmp(name, "auto")) {
         rc = open_best(o, all, &conf, err);

@@ -4,7 +4,8 @@
  *
  * Pipelines of one thread share devices: weights packed on one for a pipeline
  * serve the next, and all run in the same memory. Their mp_devices begins as
- * zeros, and is so again when the last of them is closed.
+ * zeros but for what is to stop them, and has no device again when the last of
+ * them is closed.
  */
 #ifndef CORE_DEVICE_H
 #define CORE_DEVICE_H
@@ -22,6 +23,8 @@ struct mp_shared_device {
 
 struct mp_devices {
     struct mp_shared_device *first;
+    int (*is_stopped)(void *user); /* see struct mp_device_conf; NULL: never */
+    void *user;
 };
 
 struct mp_opened {

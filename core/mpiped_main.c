@@ -251,9 +251,11 @@ static int all(const struct arguments *a, struct mp_error *err)
     if (rc)
         return EXIT_WRONG_USE;
     if (a->dump || a->test) {
-        rc = a->dump ? mp_daemon_conf_dump(conf, stdout, err) : 0;
+        int wrong = a->test && mp_listen_check(conf, err);
+
+        rc = a->dump && !wrong ? mp_daemon_conf_dump(conf, stdout, err) : 0;
         mp_daemon_conf_free(conf);
-        return rc ? EXIT_FAILED : 0;
+        return wrong ? EXIT_WRONG_USE : rc ? EXIT_FAILED : 0;
     }
     rc = run(a, conf, err);
     return !rc ? 0 : rc == MP_EINVAL ? EXIT_WRONG_USE : EXIT_FAILED;

@@ -492,10 +492,11 @@ MP_REF(float)
 /* ---- the backend ---- */
 
 struct mp_device {
-    int unused;
+    struct mp_device_conf conf;
 };
 
 struct mp_plan {
+    const struct mp_device *device;
     size_t nvalue, nstep;
     struct mp_value *value;
     struct mp_step *step;
@@ -519,9 +520,11 @@ static int ref_info(int index, struct mp_device_info *out, struct mp_error *err)
 static int ref_open(struct mp_device **out, const struct mp_device_conf *conf,
                     struct mp_error *err)
 {
-    (void)conf;
     *out = calloc(1, sizeof **out);
-    return *out ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+    if (!*out)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    (*out)->conf = *conf;
+    return 0;
 }
 
 static void ref_close(struct mp_device *d)
@@ -616,9 +619,9 @@ static int ref_compile(struct mp_device *d, const struct mp_program *p,
     struct mp_plan *plan = calloc(1, sizeof *plan);
     int rc = 0;
 
-    (void)d;
     if (!plan)
         return mp_fail(err, MP_ENOMEM, "out of memory");
+    plan->device = d;
     plan->nvalue = p->nvalue;
     plan->nstep = p->nstep;
     plan->value = calloc(p->nvalue + 1, sizeof *plan->value);
@@ -666,14 +669,18 @@ static char *place_of(const struct mp_value *v, mp_addr arena,
 static int ref_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
                    double *seconds, struct mp_error *err)
 {
+    const struct mp_device_conf *conf = &plan->device->conf;
+
     for (size_t k = 0; k < plan->nstep; k++) {
         const struct mp_step *s = &plan->step[k];
         const struct mp_value *out = &plan->value[s->out];
         const void *in[MP_MAX_IN] = {NULL};
         size_t bytes = out->count * mp_dtype_size(out->dtype);
-        /* aside: an input may share the place of the result */
-        void *y = malloc(bytes);
+        void *y; /* aside: an input may share the place of the result */
 
+        if (conf->is_stopped && conf->is_stopped(conf->user))
+            return mp_fail(err, MP_EINTR, "stopped");
+        y = malloc(bytes);
         if (!y)
             return mp_fail(err, MP_ENOMEM, "out of memory: %zu bytes", bytes);
         for (int i = 0; i < s->nin; i++)

@@ -150,8 +150,25 @@ rm -rf seg depth faint
 
 # its metrics, all of them
 get http://localhost/metrics | awk '/^# TYPE/ { print $3 }' | sort > told
-grep -o 'mpipe_[a-z_]*' "$page" | grep -v '^mpipe_http$' | sort -u > described
+grep -o '\(mpipe\|process\)_[a-z_]*' "$page" | grep -v '^mpipe_http$' |
+    sort -u > described
 cmp -s told described || fail "metrics: $(diff told described)"
+
+# device NAME: its memory, all of it and what the worker holds, in told and held
+device() {
+    wait_for 60 has_memory "$1" || fail "no memory of $1: $(cat body)"
+    told=$(sed -n "s/^mpipe_device_memory_bytes{.*device=\"$1\"} //p" body)
+    held=$(sed -n "s/^mpipe_device_memory_held_bytes{.*device=\"$1\"} //p" body)
+    [ "$held" -gt 0 ] && [ "$held" -lt "$told" ] ||
+        fail "$1: $held of $told bytes"
+}
+has_memory() {
+    get -o body http://localhost/metrics
+    grep -q "^mpipe_device_memory_free_bytes{.*device=\"$1\"} [1-9]" body
+}
+device cpu:0
+all=$(awk '/^MemTotal/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
+[ "$told" = "$all" ] || fail "cpu:0 has $told bytes, not $all"
 
 # ---- the same bytes ----
 
@@ -323,6 +340,12 @@ printf '[http]\nno such line\n' >> mpiped.ini
 kill -HUP "$pid"
 logs 'stays as it was'
 status 200 --data-binary @in/rgb8.png $url/seg/infer
+sed -e 's/^\[http\]/&\nmode = 0999/' -e 's/^\[pipeline depth\]/[pipeline no]/' \
+    good.ini > mpiped.ini
+kill -HUP "$pid"
+logs 'mode = 0999: octal'
+status 404 $url/no
+status 200 $url/depth/ready
 sed -e 's/^\[pipeline depth\]/[pipeline deep]/' good.ini > mpiped.ini
 kill -HUP "$pid"
 logs 'read again'
@@ -389,6 +412,49 @@ status 200 --data-binary @in/rgb8.png $url/spare/infer
 stop
 cp good.ini mpiped.ini
 
+# ---- a GPU, simulated: what a device with memory of its own tells ----
+
+sim=$(cd "$builddir/tests/sim" 2> /dev/null && pwd) || sim=
+if [ -n "$sim" ] && [ -e "$sim/.libs/libcuda.so" ]; then
+    cat >> mpiped.ini << END
+
+[pipeline second]
+load = on-demand
+pipeline.head = depth
+model.checkpoint = demo-depth.safetensors
+worker = second
+compute.backend = gpusim:1
+END
+    export MPIPE_SIM_DEVICES=2 MPIPE_SIM_MEMORY=1073741824
+    export MPIPE_SIM_KERNELS=no MPIPE_BACKEND_PATH="$sim"
+    start
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    device gpusim:1
+    [ "$told" = 1073741824 ] || fail "gpusim:1 has $told bytes"
+    grep -q '^mpipe_device_memory_bytes{.*gpusim:0' body && fail "gpusim:0"
+    grep -q '^mpipe_device_busy_seconds_total{worker="second"} .*[1-9]' body ||
+        fail "it was never busy: $(cat body)"
+    status 200 $url/second/stats
+    says "{\"type\":\"GPU\",\"id\":1,\"byte_size\":$held}"
+    status 200 -X POST http://localhost/v2/repository/models/second/unload
+    has_memory gpusim:1 && fail "it is closed, and has memory"
+    # what it holds counts for [limits] memory
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    device gpusim:1
+    process=$(sed -n \
+        's/^mpipe_worker_resident_bytes{worker="second"} //p' body)
+    stop
+    start -o limits.memory=$(((process + held / 2) / 1048576))
+    status 200 --data-binary @in/rgb8.png "$url/second/infer"
+    logs 'second: unloaded to save memory'
+    stop
+    unset MPIPE_SIM_DEVICES MPIPE_SIM_MEMORY MPIPE_SIM_KERNELS
+    unset MPIPE_BACKEND_PATH
+else
+    echo "SKIP: memory of a GPU: its simulation was not built"
+fi
+cp good.ini mpiped.ini
+
 # ---- TCP ----
 
 # tcp CODE ARGUMENT...: status of a request over TCP
@@ -408,6 +474,7 @@ if [ -n "$browser" ]; then
         --user-data-dir="$dir/chromium" --virtual-time-budget=3000 \
         --dump-dom "http://127.0.0.1:$port/" > body 2> /dev/null
     says '<td>seg</td><td>READY</td>'
+    says '<td>pose</td><td>on demand</td>'
     says '<option>seg</option>'
 else
     echo "SKIP: the status page in a browser: there is no chromium"
@@ -452,6 +519,9 @@ refused 'ADDRESS:PORT' -o http.listen=localhost
 refused 'ADDRESS:PORT' -o http.listen=127.0.0.1:99999
 refused '1 to 107 bytes' -o "http.socket=/$(printf '%0107d' 0)"
 refused 'octal' -o http.mode=rw
+refused 'octal' -t -o http.mode=rw
+refused 'ADDRESS:PORT' -t -o http.listen=localhost
+refused 'cannot be read' -t -o 'pipeline seg.file=none.ini'
 refused 'there is none' -o http.group=no.such.group
 refused 'both none' -o http.socket=none
 refused 'did you mean connections?' -o limits.conections=3

@@ -27,7 +27,8 @@ head = trouble
 checkpoint = $dir/w.safetensors
 strict = no
 [compute]
-backend = ref
+backend = cpu
+threads = 1
 END
 cat > "$dir/mpiped.ini" << END
 [http]

@@ -163,6 +163,8 @@ START_TEST(tcp)
     int rc;
 
     conf.http.listen = (char *)addresses[_i].listen;
+    ck_assert_int_eq(!mp_listen_check(&conf, &err), !addresses[_i].says);
+    memset(&err, 0, sizeof err);
     rc = mp_listen_open(&l, &conf, &err);
     ck_assert_msg(!rc == !addresses[_i].says, "%s: %s", conf.http.listen,
                   err.text);
@@ -210,6 +212,8 @@ START_TEST(token)
 
     write_token(tokens[_i].text, tokens[_i].mode);
     conf.http.listen = (char *)"0.0.0.0:0";
+    ck_assert_int_eq(!mp_listen_check(&conf, &err), !tokens[_i].says);
+    memset(&err, 0, sizeof err);
     rc = mp_listen_open(&l, &conf, &err);
     ck_assert_msg(!rc == !tokens[_i].says, "%s", err.text);
     if (rc)
@@ -260,6 +264,25 @@ START_TEST(given)
 }
 END_TEST
 
+/* What is wrong is found without a socket; nothing is left of the check. */
+START_TEST(checked)
+{
+    ck_assert_msg(!mp_listen_check(&conf, &err), "%s", err.text);
+    ck_assert_int_ne(access(path, F_OK), 0);
+    conf.http.mode = (char *)"0980";
+    ck_assert_int_eq(mp_listen_check(&conf, &err), MP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "octal"));
+    conf.http.mode = (char *)"0600";
+    conf.http.group = (char *)"no.such.group";
+    ck_assert_int_eq(mp_listen_check(&conf, &err), MP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "there is none"));
+    conf.http.group = (char *)"none";
+    conf.http.socket = (char *)"";
+    ck_assert_int_eq(mp_listen_check(&conf, &err), MP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "1 to 107 bytes"));
+}
+END_TEST
+
 START_TEST(nobody)
 {
     conf.http.socket = (char *)"none";
@@ -285,6 +308,7 @@ int main(void)
     tcase_add_loop_test(c, tcp, 0, COUNT(addresses));
     tcase_add_loop_test(c, token, 0, COUNT(tokens));
     tcase_add_loop_test(c, given, 0, 3);
+    tcase_add_test(c, checked);
     tcase_add_test(c, nobody);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* trouble.c - a head that does what no head should, when it is told to. Its
- * network is small: it shows the latents of 16 x 16 pixels. */
+ * network is small: it shows the latents of 16 x 16 pixels, unless it is told
+ * to have more. */
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -11,20 +13,63 @@
 struct conf {
     int32_t fault, place;
     double seconds;
+    int32_t deep, side;
 };
 
-enum { NONE, SEGFAULT, ABORT, EXIT, FPE, SPIN, SLEEP, FAIL, OVERRUN, LEAK };
+enum {
+    NONE,
+    SEGFAULT,
+    ABORT,
+    EXIT,
+    FPE,
+    SPIN,
+    SLEEP,
+    FAIL,
+    OVERRUN,
+    LEAK,
+    LATE
+};
 enum { VIEWS, DECODE };
 
 static const struct mp_option options[] = {
     {"fault", MP_OPT_CHOICE, offsetof(struct conf, fault), "none", 0, 0,
-     "none segfault abort exit fpe spin sleep fail overrun leak", NULL,
+     "none segfault abort exit fpe spin sleep fail overrun leak late", NULL,
      "What to do"},
     {"place", MP_OPT_CHOICE, offsetof(struct conf, place), "views", 0, 0,
      "views decode", NULL, "Where"},
     {"seconds", MP_OPT_FLOAT, offsetof(struct conf, seconds), "0.2", 0, 60,
-     NULL, "s", "How long to sleep"},
+     NULL, "s", "How long to sleep, or to wait"},
+    {"deep", MP_OPT_BOOL, offsetof(struct conf, deep), "no", 0, 0, NULL, NULL,
+     "Run the whole network, not only what makes latents"},
+    {"side", MP_OPT_INT, offsetof(struct conf, side), "16", 16, 1024, NULL,
+     "pixels", "Of its view, a multiple of 64 where it is deep"},
     {0}};
+
+/* A thread that a head has left behind, with nobody to call it any more. */
+static void *come_late(void *user)
+{
+    const struct timespec *t = user;
+
+    nanosleep(t, NULL);
+    free(user);
+    mp_log(MP_LOG_ERROR, "trouble", "called back");
+    return NULL;
+}
+
+static int leave_thread(double seconds, struct mp_error *err)
+{
+    struct timespec *t = malloc(sizeof *t);
+    pthread_t thread;
+
+    if (!t)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    *t = (struct timespec){(time_t)seconds,
+                           (long)((seconds - (int)seconds) * 1e9)};
+    if (pthread_create(&thread, NULL, come_late, t))
+        return mp_fail(err, MP_ENOMEM, "no thread");
+    pthread_detach(thread);
+    return 0;
+}
 
 /* A piece of a gigabyte at a time, as leaks go. */
 static int leak(struct mp_error *err)
@@ -78,6 +123,8 @@ static int misbehave(const struct conf *c, int place, struct mp_error *err)
                        "/a/folder/file.bin: as it was told, of (/etc/x)");
     case LEAK:
         return leak(err);
+    case LATE:
+        return leave_thread(c->seconds, err);
     default:
         break;
     }
@@ -88,13 +135,14 @@ static long views(const void *conf, const struct mp_image *img,
                   struct mp_view *view, size_t cap, struct mp_error *err)
 {
     int rc = misbehave(conf, VIEWS, err);
+    int32_t side = ((const struct conf *)conf)->side;
 
     (void)img;
     if (((const struct conf *)conf)->fault == OVERRUN)
         overrun(view, cap);
     if (cap)
-        *view =
-            (struct mp_view){.scaled_w = 16, .scaled_h = 16, .w = 16, .h = 16};
+        *view = (struct mp_view){
+            .scaled_w = side, .scaled_h = side, .w = side, .h = side};
     return rc ? rc : 1;
 }
 
@@ -108,9 +156,8 @@ static mp_node input(const void *conf, struct mp_graph *g, mp_node pixels)
 static mp_node build(const void *conf, struct mp_graph *g,
                      const struct mp_features *f)
 {
-    (void)conf;
     (void)g;
-    return f->latents;
+    return ((const struct conf *)conf)->deep ? f->map[0] : f->latents;
 }
 
 static int decode(const void *conf, const struct mp_image *img,

@@ -62,6 +62,7 @@ static int cpu_open(struct mp_device **out, const struct mp_device_conf *conf,
 
     if (!d)
         return mp_fail(err, MP_ENOMEM, "out of memory");
+    d->conf = *conf;
     d->threads = conf->threads > 0 ? conf->threads : omp_get_num_procs();
     st = dnnl_engine_create(&d->engine, dnnl_cpu, 0);
     if (st == dnnl_success)
@@ -505,6 +506,11 @@ static void find_values(struct mp_plan *plan, mp_addr arena,
     }
 }
 
+static int is_stopped(const struct mp_device_conf *c)
+{
+    return c->is_stopped && c->is_stopped(c->user);
+}
+
 static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
                    double *seconds, struct mp_error *err)
 {
@@ -514,7 +520,9 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
     find_values(plan, arena, outside);
     omp_set_num_threads(plan->device->threads);
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
-        if (plan->cpu[i].way)
+        if (is_stopped(&plan->device->conf))
+            rc = mp_fail(err, MP_EINTR, "stopped");
+        else if (plan->cpu[i].way)
             rc = cpu_conv_run(plan, i, err);
         else
             cpu_own_run(plan, i);

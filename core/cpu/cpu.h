@@ -43,6 +43,7 @@ struct mp_device {
     dnnl_engine_t engine;
     dnnl_stream_t stream;
     int threads;
+    struct mp_device_conf conf;
     size_t allocated;            /* bytes, but for constants */
     struct packed *packed[1024]; /* by key */
     struct store store;

@@ -343,10 +343,13 @@ static void reload(struct mp_front *f)
 {
     struct mp_daemon_conf *c;
     struct mp_error err = {0};
+    int rc;
 
     mp_notify("RELOADING=1\nMONOTONIC_USEC=%.0f", mp_now() * 1e6);
-    if (mp_daemon_conf_open(&c, f->file, f->assign, f->nassign, &err) ||
-        change_to(f, c, &err)) {
+    rc = mp_daemon_conf_open(&c, f->file, f->assign, f->nassign, &err);
+    if (!rc && (rc = mp_listen_check(c, &err)))
+        mp_daemon_conf_free(c);
+    if (rc || change_to(f, c, &err)) {
         mp_log(MP_LOG_ERROR, NULL, "%s", err.text);
         mp_log(MP_LOG_WARNING, "front", "the configuration stays as it was");
     } else {

@@ -163,6 +163,7 @@ void mp_front_end_worker(struct worker *w);
 
 size_t mp_process_memory(pid_t pid); /* KiB; 0: unknown */
 double mp_process_cpu(pid_t pid);    /* seconds so far; 0: unknown */
+size_t mp_process_files(pid_t pid);  /* open; 0: unknown */
 /* Over the limit: the idle pipeline on demand that was not used for longest
  * goes. */
 void mp_front_save_memory(struct mp_front *f, struct worker *w);

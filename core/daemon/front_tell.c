@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* front_tell.c - what the front tells of itself: index, statistics, metrics. */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "front_impl.h"
 #include "progress.h"
 #include "text.h"
@@ -107,20 +109,54 @@ json_t *mp_front_errors(struct mp_front *f)
 
 /* ---- statistics ---- */
 
+/* Of a ledger, to which a worker gone wrong may have written anything. */
+static void device_name(char out[40], const struct mp_ledger_device *d)
+{
+    size_t n = 0;
+
+    for (; n < 39 && d->name[n]; n++)
+        out[n] = isalnum((unsigned char)d->name[n]) || d->name[n] == ':'
+                     ? d->name[n]
+                     : '_';
+    out[n] = '\0';
+}
+
 static json_t *duration_json(uint64_t count, double seconds)
 {
     return json_pack("{s:I, s:I}", "count", (json_int_t)count, "ns",
                      (json_int_t)(seconds * 1e9));
 }
 
+static json_t *part_of_memory(const char *type, int id, uint64_t bytes)
+{
+    return json_pack("{s:s, s:i, s:I}", "type", type, "id", id, "byte_size",
+                     (json_int_t)bytes);
+}
+
+/* Of the worker: its process, and the devices with a memory of their own. */
 static json_t *memory_json(const struct pipeline *p)
 {
-    json_int_t bytes = 0;
+    const struct worker *w = p->worker;
+    json_t *list = json_array();
 
-    if (p->worker->pid)
-        bytes = (json_int_t)mp_process_memory(p->worker->pid) * 1024;
-    return json_pack("[{s:s, s:i, s:I}]", "type", "CPU", "id", 0, "byte_size",
-                     bytes);
+    json_array_append_new(
+        list,
+        part_of_memory(
+            "CPU", 0, w->pid ? (uint64_t)mp_process_memory(w->pid) * 1024 : 0));
+    for (size_t i = 0; i < MP_LEDGER_DEVICES; i++) {
+        struct mp_ledger_device *d = &w->ledger->device[i];
+        char name[sizeof d->name];
+        int id = 0;
+
+        if (!atomic_load(&d->memory[MP_MEMORY_ALL]) || !atomic_load(&d->apart))
+            continue;
+        device_name(name, d);
+        sscanf(name, "%*[^:]:%d", &id);
+        json_array_append_new(
+            list,
+            part_of_memory("GPU", id, atomic_load(&d->memory[MP_MEMORY_HELD])));
+    }
+    return list;
 }
 
 /* Of each number of views that runs have had. */
@@ -317,6 +353,48 @@ static void workers(FILE *o, const struct mp_front *f)
                 (unsigned long long)mp_process_memory(w->pid) * 1024);
 }
 
+/* Of each device that tells how much it has. */
+static void memory(FILE *o, const struct mp_front *f, const char *metric,
+                   int which, const char *help)
+{
+    head(o, metric, "gauge", help);
+    EACH_WORKER(w)
+    for (size_t i = 0; i < MP_LEDGER_DEVICES; i++) {
+        struct mp_ledger_device *d = &w->ledger->device[i];
+        char name[sizeof d->name];
+
+        if (!atomic_load(&d->memory[MP_MEMORY_ALL]))
+            continue;
+        device_name(name, d);
+        fprintf(o, "%s{worker=\"%s\",device=\"%s\"} %llu\n", metric, w->name,
+                name, (unsigned long long)atomic_load(&d->memory[which]));
+    }
+}
+
+static void devices(FILE *o, const struct mp_front *f)
+{
+    memory(o, f, "mpipe_device_memory_bytes", MP_MEMORY_ALL,
+           "Memory that the device has.");
+    memory(o, f, "mpipe_device_memory_free_bytes", MP_MEMORY_FREE,
+           "Memory that nobody held after the worker's last run.");
+    memory(o, f, "mpipe_device_memory_held_bytes", MP_MEMORY_HELD,
+           "Memory that the worker held then.");
+}
+
+/* Of this one, under the names that are usual. */
+static void process(FILE *o)
+{
+    head(o, "process_resident_memory_bytes", "gauge",
+         "Memory of the front's process.");
+    fprintf(o, "process_resident_memory_bytes %llu\n",
+            (unsigned long long)mp_process_memory(getpid()) * 1024);
+    head(o, "process_cpu_seconds_total", "counter",
+         "Time of the front on processors.");
+    fprintf(o, "process_cpu_seconds_total %.9g\n", mp_process_cpu(getpid()));
+    head(o, "process_open_fds", "gauge", "Descriptors that the front has.");
+    fprintf(o, "process_open_fds %zu\n", mp_process_files(getpid()));
+}
+
 char *mp_front_metrics(struct mp_front *f)
 {
     struct mp_text text;
@@ -331,7 +409,9 @@ char *mp_front_metrics(struct mp_front *f)
     requests(o, f);
     stages(o, f);
     workers(o, f);
+    devices(o, f);
     pthread_mutex_unlock(&f->lock);
+    process(o);
     mp_text_close(&text);
     return text.bytes;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* front_usage.c - what workers use, and what goes when it is too much. */
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -47,11 +48,38 @@ double mp_process_cpu(pid_t pid)
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
+size_t mp_process_files(pid_t pid)
+{
+    char path[48];
+    size_t n = 0;
+    DIR *folder;
+
+    snprintf(path, sizeof path, "/proc/%ld/fd", (long)pid);
+    folder = opendir(path);
+    if (!folder)
+        return 0;
+    for (const struct dirent *e; (e = readdir(folder));)
+        n += e->d_name[0] != '.';
+    closedir(folder);
+    return n - (pid == getpid()); /* but for the folder itself */
+}
+
+/* Of the process, and what it holds of devices with their own, MiB. */
+static uint64_t memory_of(const struct worker *w)
+{
+    uint64_t bytes = (uint64_t)mp_process_memory(w->pid) << 10;
+
+    for (size_t i = 0; i < MP_LEDGER_DEVICES; i++)
+        if (atomic_load(&w->ledger->device[i].apart))
+            bytes += atomic_load(&w->ledger->device[i].memory[MP_MEMORY_HELD]);
+    return bytes >> 20;
+}
+
 static int is_over(const struct mp_front *f, const struct worker *w)
 {
     int32_t limit = mp_front_conf(f)->limits.memory;
 
-    return limit >= 0 && mp_process_memory(w->pid) / 1024 > (size_t)limit;
+    return limit >= 0 && memory_of(w) > (uint64_t)limit;
 }
 
 static int may_go(const struct pipeline *p)

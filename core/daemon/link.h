@@ -71,12 +71,23 @@ int mp_link_send(int sock, const struct mp_message *m, struct mp_error *err);
 int mp_link_receive(int sock, struct mp_message *m, struct mp_error *err);
 void mp_message_free(struct mp_message *m);
 
+/* A device of a worker, once it has a name, which stays. */
+enum { MP_MEMORY_ALL, MP_MEMORY_FREE, MP_MEMORY_HELD, MP_MEMORIES };
+struct mp_ledger_device {
+    char name[40];                        /* "cuda:0" */
+    _Atomic uint64_t memory[MP_MEMORIES]; /* bytes; ALL 0: it is closed, or does
+                                             not tell. HELD: by the worker */
+    _Atomic uint32_t apart;               /* it is not the process's memory */
+};
+
 /* What a worker leaves for the front to find, whatever becomes of it. */
-#define MP_RUN_BUCKETS 8 /* views of a run: up to 1, 2, 4, ... 64; more */
+#define MP_RUN_BUCKETS    8 /* views of a run: up to 1, 2, 4, ... 64; more */
+#define MP_LEDGER_DEVICES 32
 struct mp_ledger {
     _Atomic uint64_t blame; /* pipeline whose code ended the process; 0: ? */
     _Atomic uint64_t runs[MP_RUN_BUCKETS], views; /* of the network */
-    _Atomic uint64_t busy_ns;                     /* of the device */
+    _Atomic uint64_t busy_ns; /* from giving views to a device to its results */
+    struct mp_ledger_device device[MP_LEDGER_DEVICES];
 };
 
 /* The worker inherits its end of the socket and the ledger as these. */

@@ -26,6 +26,7 @@ noinst_LTLIBRARIES += %reldir%/libmpiped.la
 	%reldir%/tensor.c %reldir%/tensor.h \
 	%reldir%/worker.c %reldir%/worker.h %reldir%/worker_impl.h \
 	%reldir%/worker_load.c %reldir%/worker_task.c \
+	%reldir%/worker_usage.c \
 	%reldir%/zip.c %reldir%/zip.h
 nodist_%canon_reldir%_libmpiped_la_SOURCES = %reldir%/page.c
 %canon_reldir%_libmpiped_la_LIBADD = libmpipe.la $(MICROHTTPD_LIBS) \

@@ -101,26 +101,51 @@ static int parse_mode(mode_t *out, const char *text, struct mp_error *err)
     return 0;
 }
 
-static int set_group(const char *path, const char *name, struct mp_error *err)
+/* -1: as it is. */
+static int find_group(gid_t *out, const char *name, struct mp_error *err)
 {
-    struct group *g;
+    const struct group *g;
 
+    *out = (gid_t)-1;
     if (!strcmp(name, "none"))
         return 0;
-    errno = 0;
     g = getgrnam(name);
     if (!g)
         return mp_fail(err, MP_EINVAL, "[http] group = %s: there is none",
                        name);
-    if (chown(path, (uid_t)-1, g->gr_gid))
-        return mp_fail(err, MP_EIO, "%s: group %s: %s", path, name,
-                       strerror(errno));
+    *out = g->gr_gid;
+    return 0;
+}
+
+/* What the configuration says of the Unix socket. */
+struct unix_socket {
+    struct sockaddr_un at;
+    socklen_t n; /* 0: none is wanted */
+    mode_t mode;
+    gid_t group;
+};
+
+static int read_unix(struct unix_socket *u, const struct mp_daemon_conf *c,
+                     struct mp_error *err)
+{
+    const char *path = c->http.socket;
+    int rc = parse_mode(&u->mode, c->http.mode, err);
+
+    if (!rc)
+        rc = find_group(&u->group, c->http.group, err);
+    u->n = 0;
+    if (rc || !strcmp(path, "none"))
+        return rc;
+    if (*path == '@' || unix_address(&u->at, &u->n, path))
+        return mp_fail(err, MP_EINVAL,
+                       "[http] socket: a path of 1 to %zu bytes, not \"%s\"",
+                       sizeof u->at.sun_path - 1, path);
     return 0;
 }
 
 /* A socket that nobody listens on is a leftover. */
-static int remove_stale(const char *path, const struct sockaddr_un *at,
-                        socklen_t n, struct mp_error *err)
+static int remove_stale(const char *path, const struct unix_socket *u,
+                        struct mp_error *err)
 {
     struct stat st;
     int fd, rc, code;
@@ -132,7 +157,7 @@ static int remove_stale(const char *path, const struct sockaddr_un *at,
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return mp_fail(err, MP_EIO, "socket: %s", strerror(errno));
-    rc = connect(fd, (const struct sockaddr *)at, n);
+    rc = connect(fd, (const struct sockaddr *)&u->at, u->n);
     code = errno;
     close(fd);
     if (!rc || code == EAGAIN)
@@ -148,29 +173,26 @@ static int open_unix(struct mp_listen *l, const struct mp_daemon_conf *c,
                      struct mp_error *err)
 {
     const char *path = c->http.socket;
-    struct sockaddr_un at;
-    socklen_t n;
-    mode_t mode = 0, before;
-    int fd, rc = parse_mode(&mode, c->http.mode, err);
+    struct unix_socket u;
+    mode_t before;
+    int fd, rc = read_unix(&u, c, err);
 
-    if (rc || !strcmp(path, "none"))
+    if (rc || !u.n)
         return rc;
-    if (*path == '@' || unix_address(&at, &n, path))
-        return mp_fail(err, MP_EINVAL,
-                       "[http] socket: a path of 1 to %zu bytes, not \"%s\"",
-                       sizeof at.sun_path - 1, path);
-    rc = remove_stale(path, &at, n, err);
+    rc = remove_stale(path, &u, err);
     if (rc)
         return rc;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    before = umask(0777 & ~mode);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&at, n) || listen(fd, BACKLOG))
+    before = umask(0777 & ~u.mode);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&u.at, u.n) ||
+        listen(fd, BACKLOG))
         rc = mp_fail(err, MP_EIO, "%s: %s", path, strerror(errno));
     umask(before);
     if (!rc && !(l->path = strdup(path)))
         rc = mp_fail(err, MP_ENOMEM, "out of memory");
-    if (!rc)
-        rc = set_group(path, c->http.group, err);
+    if (!rc && u.group != (gid_t)-1 && chown(path, (uid_t)-1, u.group))
+        rc = mp_fail(err, MP_EIO, "%s: group %s: %s", path, c->http.group,
+                     strerror(errno));
     if (!rc)
         l->fd[l->n++] = fd;
     else if (fd >= 0)
@@ -217,25 +239,36 @@ static int is_loopback(const union address *a)
     return IN6_IS_ADDR_LOOPBACK(&a->v6.sin6_addr);
 }
 
-static int open_tcp(struct mp_listen *l, const struct mp_daemon_conf *c,
-                    struct mp_error *err)
+/* AF_UNSPEC: none is wanted. */
+static int read_tcp(union address *a, const struct mp_daemon_conf *c,
+                    const char *token, struct mp_error *err)
 {
     const char *text = c->http.listen;
-    union address a;
-    int fd, yes = 1, rc = 0;
 
+    a->any.sa_family = AF_UNSPEC;
     if (!strcmp(text, "none"))
         return 0;
-    if (parse_address(&a, text))
+    if (parse_address(a, text))
         return mp_fail(err, MP_EINVAL,
                        "[http] listen = %s: ADDRESS:PORT, as 127.0.0.1:8000 or "
                        "[::1]:8000",
                        text);
-    if (!is_loopback(&a) && !l->token)
+    if (!is_loopback(a) && !token)
         return mp_fail(err, MP_EINVAL,
                        "[http] listen = %s: an address beyond loopback needs "
                        "token_file",
                        text);
+    return 0;
+}
+
+static int open_tcp(struct mp_listen *l, const struct mp_daemon_conf *c,
+                    struct mp_error *err)
+{
+    union address a;
+    int fd, yes = 1, rc = read_tcp(&a, c, l->token, err);
+
+    if (rc || a.any.sa_family == AF_UNSPEC)
+        return rc;
     fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0)
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
@@ -243,7 +276,7 @@ static int open_tcp(struct mp_listen *l, const struct mp_daemon_conf *c,
         bind(fd, &a.any,
              a.any.sa_family == AF_INET ? sizeof a.v4 : sizeof a.v6) ||
         listen(fd, BACKLOG))
-        rc = mp_fail(err, MP_EIO, "[http] listen = %s: %s", text,
+        rc = mp_fail(err, MP_EIO, "[http] listen = %s: %s", c->http.listen,
                      strerror(errno));
     if (!rc)
         l->fd[l->n++] = fd;
@@ -253,8 +286,7 @@ static int open_tcp(struct mp_listen *l, const struct mp_daemon_conf *c,
 }
 
 /* The first line of a file that others cannot read. */
-static int read_token(struct mp_listen *l, const char *path,
-                      struct mp_error *err)
+static int read_token(char **out, const char *path, struct mp_error *err)
 {
     char line[TOKEN_MOST + 2] = "";
     struct stat st;
@@ -288,8 +320,8 @@ static int read_token(struct mp_listen *l, const char *path,
                        "[http] token_file = %s: its first line must be %d to "
                        "%d printable characters",
                        path, TOKEN_LEAST, TOKEN_MOST);
-    l->token = strdup(line);
-    return l->token ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
+    *out = strdup(line);
+    return *out ? 0 : mp_fail(err, MP_ENOMEM, "out of memory");
 }
 
 /* ---- both ---- */
@@ -322,6 +354,21 @@ static int take_given(struct mp_listen *l, size_t n, struct mp_error *err)
     return 0;
 }
 
+int mp_listen_check(const struct mp_daemon_conf *c, struct mp_error *err)
+{
+    struct unix_socket u;
+    union address a;
+    char *token = NULL;
+    int rc = read_token(&token, c->http.token_file, err);
+
+    if (!rc)
+        rc = read_unix(&u, c, err);
+    if (!rc)
+        rc = read_tcp(&a, c, token, err);
+    free(token);
+    return rc;
+}
+
 int mp_listen_open(struct mp_listen *l, const struct mp_daemon_conf *c,
                    struct mp_error *err)
 {
@@ -329,7 +376,7 @@ int mp_listen_open(struct mp_listen *l, const struct mp_daemon_conf *c,
     int rc;
 
     *l = (struct mp_listen){0};
-    rc = read_token(l, c->http.token_file, err);
+    rc = read_token(&l->token, c->http.token_file, err);
     if (rc)
         return rc;
     if (given)

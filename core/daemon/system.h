@@ -21,6 +21,8 @@ struct mp_listen {
     char *path;  /* of the Unix socket that was made, to be removed */
 };
 
+/* Whether [http] is as it must be, which opens nothing. */
+int mp_listen_check(const struct mp_daemon_conf *c, struct mp_error *err);
 /* The sockets that the service manager gives, or else those of the
  * configuration. Refused: another mpiped on the Unix socket; an address beyond
  * loopback without a token file. */

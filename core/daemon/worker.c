@@ -150,6 +150,8 @@ static void do_write(struct worker *w, struct task *t)
     double began = mp_now();
     int rc = t->rc;
 
+    if (!rc && t->cancelled)
+        rc = mp_fail(&t->p.err, MP_EINTR, "cancelled");
     if (!rc)
         rc = mp_picture_job_write(&t->p, mp_task_settings(t), "");
     t->write = mp_now() - began;
@@ -283,9 +285,12 @@ static void *receive(void *user)
 /* Its looks go; it is to be answered by a thread. */
 static void end_seeing(struct worker *w, struct task *t, int rc)
 {
+    double began = mp_now();
     int settled = mp_picture_job_settle(&t->p, t->host->pipeline);
     size_t kept = 0;
 
+    if (t->nseen) /* a GPU had only begun its run */
+        t->seen[t->last_seen].seconds += mp_now() - began;
     for (size_t i = 0; i < w->nlook; i++)
         if (w->look[i].task != t)
             w->look[kept++] = w->look[i];
@@ -368,7 +373,7 @@ static size_t find_due(const struct worker *w, double *wait)
     return w->nlook;
 }
 
-static void note_run(struct worker *w, size_t n, double seconds)
+static void note_run(struct worker *w, size_t n)
 {
     size_t bucket = 0;
 
@@ -376,7 +381,6 @@ static void note_run(struct worker *w, size_t n, double seconds)
         bucket++;
     atomic_fetch_add(&w->ledger->runs[bucket], 1);
     atomic_fetch_add(&w->ledger->views, n);
-    atomic_fetch_add(&w->ledger->busy_ns, (uint64_t)(seconds * 1e9));
 }
 
 static void use_options(const struct task *t)
@@ -401,9 +405,21 @@ static int note_seen(struct task *t, size_t n, double seconds,
         t->seen = s;
         s[t->nseen++] = (struct seen){.views = n};
     }
+    t->last_seen = i;
     s[i].runs += 1 / (double)n;
     s[i].seconds += seconds / (double)n;
     return 0;
+}
+
+/* Asked by devices at work: nobody waits for that any more. */
+static int is_unwanted(void *user)
+{
+    const struct worker *w = user;
+
+    for (size_t i = 0; i < w->nrunning; i++)
+        if (!w->running[i].task->cancelled)
+            return 0;
+    return w->nrunning > 0;
 }
 
 static int see(struct worker *w, const struct look *look, size_t n,
@@ -418,23 +434,31 @@ static int see(struct worker *w, const struct look *look, size_t n,
     for (size_t i = 0; i < n; i++)
         at[i] = (struct mp_look){&look[i].task->p, look[i].view};
     use_options(look->task);
+    w->running = look;
+    w->nrunning = n;
     rc = mp_picture_job_see(at, n, look->task->host->pipeline, err);
+    w->nrunning = 0;
     free(at);
     took = mp_now() - began;
-    note_run(w, n, took);
+    if (!rc)
+        note_run(w, n);
     for (size_t i = 0; i < n && !rc; i++)
         rc = note_seen(look[i].task, n, took, err);
     return rc;
 }
 
 /* Merge what has been seen. 1: there is more to see. */
-static int merge(struct task *t)
+static int merge(struct worker *w, const struct look *look)
 {
+    struct task *t = look->task;
     double began = mp_now();
     int rc;
 
     use_options(t);
+    w->running = look;
+    w->nrunning = 1;
     rc = mp_picture_job_merge(&t->p, mp_task_settings(t), t->host->pipeline);
+    w->nrunning = 0;
     t->merge += mp_now() - began;
     return rc ? rc : t->p.nmerged < t->p.nview;
 }
@@ -450,10 +474,17 @@ static void end_look(struct worker *w, struct look *look, size_t n, int rc)
     end_seeing(w, t, rc);
 }
 
+/* The device has not failed. */
+static int is_of_task(int rc)
+{
+    return rc == MP_EINTR || mp_is_of_picture(rc);
+}
+
 /* These views; should that fail, each alone. Nonzero: the device failed. */
 static int see_all(struct worker *w, struct look *look, size_t n)
 {
     struct mp_error err = {0};
+    double began = mp_now();
     int rc, together;
 
     current = look->task->host->id;
@@ -461,7 +492,7 @@ static int see_all(struct worker *w, struct look *look, size_t n)
         look[i].task->p.stage = "network";
     rc = see(w, look, n, &err);
     together = !rc || n == 1;
-    for (size_t i = 0; i < n && (!rc || mp_is_of_picture(rc)); i++) {
+    for (size_t i = 0; i < n && (!rc || is_of_task(rc)); i++) {
         struct task *t = look[i].task;
 
         if (!t)
@@ -471,14 +502,15 @@ static int see_all(struct worker *w, struct look *look, size_t n)
         if (rc)
             t->p.err = err;
         else
-            rc = merge(t);
+            rc = merge(w, &look[i]);
         if (rc <= 0)
             end_look(w, &look[i], n - i, rc);
-        rc = mp_is_of_picture(rc) || rc == 1 ? 0 : rc;
+        rc = is_of_task(rc) || rc == 1 ? 0 : rc;
     }
     if (rc)
         mp_log(MP_LOG_ERROR, "worker", "%s", err.text);
     current = 0;
+    mp_worker_tell_usage(w, mp_now() - began);
     return rc;
 }
 
@@ -622,6 +654,8 @@ static int begin(struct worker *w, struct mp_error *err)
     book = w->ledger;
     catch_crashes();
     w->sock = MP_LINK_FD;
+    w->devices.is_stopped = is_unwanted;
+    w->devices.user = w;
     w->tasks_end = &w->tasks;
     w->orders_end = &w->orders;
     pthread_condattr_init(&monotonic);

@@ -2,7 +2,7 @@
 /*
  * worker_impl.h - the inside of a worker: worker.c has its threads and the
  * network, worker_task.c reads and answers requests, worker_load.c loads
- * pipelines.
+ * pipelines, worker_usage.c tells what devices hold.
  */
 #ifndef CORE_DAEMON_WORKER_IMPL_H
 #define CORE_DAEMON_WORKER_IMPL_H
@@ -52,8 +52,7 @@ struct task {
     struct mp_keep keep;
     double opened, read, merge, write;
     struct seen *seen; /* runs that had views of it */
-    size_t nseen;
-    size_t nlook; /* views that wait for the network */
+    size_t nseen, last_seen;
 };
 
 /* What the main thread is to do beside seeing. */
@@ -85,6 +84,9 @@ struct worker {
     struct mp_devices devices;
     struct look *look;
     size_t nlook, look_cap;
+    const struct look *running; /* what a device is at: nrunning of them */
+    size_t nrunning;
+    double told_memory; /* when */
 };
 
 /* ---- worker.c ---- */
@@ -107,5 +109,11 @@ void mp_worker_load(struct worker *w, const struct mp_message *m);
 /* The front sends it when all requests of the pipeline are answered. */
 void mp_worker_unload(struct worker *w, const struct mp_message *m);
 void mp_host_close(struct hosted *h);
+
+/* ---- worker_usage.c: the main thread ---- */
+
+void mp_worker_tell_memory(struct worker *w);
+/* A device was busy for so many seconds more. */
+void mp_worker_tell_usage(struct worker *w, double busy);
 
 #endif

@@ -263,6 +263,7 @@ void mp_worker_load(struct worker *w, const struct mp_message *m)
         w->hosts = h;
         pthread_mutex_unlock(&w->lock);
     }
+    mp_worker_tell_memory(w);
     mp_worker_send(w, &reply);
 }
 
@@ -284,5 +285,6 @@ void mp_worker_unload(struct worker *w, const struct mp_message *m)
     pthread_mutex_unlock(&w->lock);
     if (h)
         mp_host_close(h);
+    mp_worker_tell_memory(w);
     mp_worker_send(w, &reply);
 }

@@ -155,6 +155,11 @@ struct mp_device_conf {
     int32_t threads;  /* CPU: 0 is all the process may use */
     int32_t tf32;     /* GPU: products of f32 may be rounded to TF32 first */
     int32_t autotune; /* GPU: choose among a library's ways by measuring */
+    /* Asked between the steps of run(), on its thread: nonzero ends it with
+     * MP_EINTR, whatever it has computed. NULL: never. A device that is given
+     * all steps at once does not ask. */
+    int (*is_stopped)(void *user);
+    void *user; /* its argument */
 };
 
 struct mp_backend {
