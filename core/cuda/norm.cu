@@ -484,16 +484,18 @@ static DEV float first_of(const g_group &a, g_in x, uint32_t n, uint32_t g)
     return v;
 }
 
-/* Shared: mean, less the first value, and sum of squares around it, per thread
- * and channel. */
+/* Shared: sums per row of threads and channel, then for each channel its mean,
+ * less the group's first value, and the squares around it. */
 template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
 {
-    DYNAMIC_SHARED(float, mean);
-    float *square = mean + GPU_THREADS * V;
+    DYNAMIC_SHARED(float, sum);
+    float *square = sum + GPU_THREADS * V;
     uint32_t n = blockIdx.y, split = blockIdx.x, each = a.c / a.groups;
     uint32_t from = part_start(a.hw, split, a.splits);
     uint32_t to = part_start(a.hw, split + 1, a.splits);
+    uint32_t first = (n * a.hw + from) * a.c;
     float *part = a.part + 3 * (n * a.splits + split) * a.groups;
+    float count = (float)(to - from);
     seat s = my_seat<V>(a.c);
     g_in x = {a.x.p, TYPE};
 
@@ -503,18 +505,17 @@ template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
     }
     /* Wide maps take several rounds of channels. */
     for (uint32_t base = 0; base < a.c; base += s.units * V) {
-        uint32_t c = base + s.unit * V, last;
+        uint32_t row = s.units * V, c = base + s.unit * V;
+        uint32_t last = base + row < a.c ? base + row : a.c;
 
-        if (s.row < s.rows && from + s.row < to && c < a.c) {
-            uint32_t at = n * a.hw * a.c + c, here = s.row * s.units * V;
+        if (s.row < s.rows && c < a.c) {
             float k[V], u[V] = {}, q[V] = {}, v[V];
-            float count = (float)((to - from - s.row - 1) / s.rows + 1);
 
             /* squares around the first, the mean of which is known only then */
-            load<V>(k, x, at + (from + s.row) * a.c);
+            load<V>(k, x, first + c);
 #pragma unroll 4
             for (uint32_t i = from + s.row; i < to; i += s.rows) {
-                load<V>(v, x, at + i * a.c);
+                load<V>(v, x, (n * a.hw + i) * a.c + c);
 #pragma unroll
                 for (int j = 0; j < V; j++) {
                     v[j] -= k[j];
@@ -524,42 +525,42 @@ template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
             }
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                uint32_t i = here + s.unit * V + j;
-
-                mean[i] =
-                    k[j] - first_of(a, x, n, (c + j) / each) + u[j] / count;
-                square[i] = fmaxf(q[j] - u[j] * (u[j] / count), 0);
+                sum[s.row * row + s.unit * V + j] = u[j];
+                square[s.row * row + s.unit * V + j] = q[j];
             }
         }
         __syncthreads();
+        for (uint32_t i = threadIdx.x; i < last - base; i += GPU_THREADS) {
+            float u = 0, q = 0, k;
+
+            for (uint32_t j = 0; j < s.rows; j++) {
+                u += sum[j * row + i];
+                q += square[j * row + i];
+            }
+            load<1>(&k, x, first + base + i);
+            sum[i] = k - first_of(a, x, n, (base + i) / each) + u / count;
+            square[i] = fmaxf(q - u * (u / count), 0);
+        }
+        __syncthreads();
         /* A warp each group: those with channels of this round. */
-        last = base + s.units * V < a.c ? base + s.units * V : a.c;
         for (uint32_t g = base / each + threadIdx.x / 32; g * each < last;
              g += GPU_THREADS / 32) {
             uint32_t lo = g * each > base ? g * each : base;
             uint32_t hi = (g + 1) * each < last ? (g + 1) * each : last;
-            uint32_t seen = to - from < s.rows ? to - from : s.rows;
-            float all = (float)((hi - lo) * (to - from)), t = 0, r = 0, far;
+            float mean = 0, r = 0;
 
-            for (uint32_t k = 0; k < 2; k++) {
-                /* first the mean t; then the squares around it */
-                float sum = 0;
+            for (uint32_t i = lo + my_lane(); i < hi; i += 32)
+                mean += sum[i - base];
+            mean = warp_sum(mean) / (float)(hi - lo);
+            for (uint32_t i = lo + my_lane(); i < hi; i += 32) {
+                float far = sum[i - base] - mean;
 
-                for (uint32_t i = my_lane(); i < (hi - lo) * seen; i += 32) {
-                    uint32_t row = i / (hi - lo);
-                    uint32_t at = row * s.units * V + lo - base + i % (hi - lo);
-                    float count = (float)((to - from - row - 1) / s.rows + 1);
-
-                    far = mean[at] - t;
-                    sum += k ? square[at] + count * far * far : count * far;
-                }
-                sum = warp_sum(sum);
-                r = sum;
-                t = k ? t : sum / all;
+                r += square[i - base] + count * far * far;
             }
+            r = warp_sum(r);
             if (my_lane() == 0)
-                join(part + 3 * g + 1, (float)((lo - g * each) * (to - from)),
-                     all, t, r);
+                join(part + 3 * g + 1, (float)(lo - g * each) * count,
+                     (float)(hi - lo) * count, mean, r);
         }
         __syncthreads();
     }

@@ -98,7 +98,9 @@ static int group_norm(const struct call *k)
     enum gpu_kernel held = held_group(k);
     int by_8 = a.c % 8 == 0, rc;
     size_t seats = GPU_THREADS * (by_8 ? 8 : 1);
-    uint32_t blocks = between(1, (uint64_t)a.hw * a.c / 16384, a.hw);
+    /* as many as there is room for at a time, by their registers */
+    uint32_t blocks =
+        between(1, 4 * gpu_processors(k->plan->device->gpu) / a.n, a.hw);
 
     if (held != NO_KERNEL)
         return cuda_launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
