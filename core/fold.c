@@ -314,11 +314,29 @@ static int is_commutable(const struct mp_net *net, const struct mp_node_def *n)
            p->left == 1 && p->bottom == 1 && p->right == 1;
 }
 
+/* Is convolution n of x, all of its input or a part, wanted so? */
+static int is_wanted(const struct mp_net *net, const struct mp_node_def *n,
+                     uint32_t x)
+{
+    const int64_t *to = net->node[x].dim;
+    const int64_t *from = net->node[net->node[x].in[0]].dim;
+
+    return is_enlarged(net, x) &&
+           net->backend->commutes(
+               &(struct mp_enlarged){.h = from[1],
+                                     .w = from[2],
+                                     .c = from[3],
+                                     .k = net->node[n->in[1]].dim[0],
+                                     .up_h = to[1],
+                                     .up_w = to[2]},
+               net->type);
+}
+
 static uint32_t conv_of(struct mp_net *net, struct mp_node_def n)
 {
     const struct mp_node_def *x = &net->node[n.in[0]];
 
-    if (is_enlarged(net, n.in[0])) {
+    if (is_wanted(net, &n, n.in[0])) {
         n.attr.up_h = x->dim[1];
         n.attr.up_w = x->dim[2];
         n.attr.nearest = x->attr.nearest;
@@ -360,7 +378,7 @@ static uint32_t commute(struct mp_net *net, const struct mp_node_def *n,
     if (!is_commutable(net, n))
         return emit(net, n);
     for (int i = 0; x.op == MP_OP_CONCAT && x.attr.axis == 3 && i < x.nin; i++)
-        if (is_enlarged(net, x.in[i]))
+        if (is_wanted(net, n, x.in[i]))
             return conv_of_each(net, n, &x);
     return conv_of(net, *n);
 }
@@ -372,6 +390,8 @@ struct source {
     const struct mp_node_def *node;
     size_t nnode, noutput;
     uint32_t *output;
+    const struct mp_backend *backend;
+    enum mp_dtype type;
 };
 
 typedef uint32_t rule(struct mp_net *net, const struct mp_node_def *n,
@@ -415,6 +435,8 @@ static void pass(struct mp_net *net, struct source *g, rule *rule)
     net->slot = calloc(net->nslot, sizeof *net->slot);
     net->output = g->output;
     net->noutput = g->noutput;
+    net->backend = g->backend;
+    net->type = g->type;
     if (!uses || !now || !net->node || !net->key || !net->constant ||
         !net->slot || !net->output) {
         mp_fail(&net->error, MP_ENOMEM, "out of memory");
@@ -441,20 +463,23 @@ done:
     free(now);
 }
 
-int mp_net_make(struct mp_net *net, const struct mp_graph *g, int commutes,
+int mp_net_make(struct mp_net *net, const struct mp_graph *g,
+                const struct mp_backend *backend, enum mp_dtype t,
                 struct mp_error *err)
 {
     struct source from = {.node = g->node,
                           .nnode = g->nnode,
                           .noutput = g->noutput,
-                          .output = calloc(g->noutput + 1, sizeof(uint32_t))};
+                          .output = calloc(g->noutput + 1, sizeof(uint32_t)),
+                          .backend = backend,
+                          .type = t};
     struct mp_net first;
     int rc;
 
     for (size_t i = 0; from.output && i < g->noutput; i++)
         from.output[i] = g->output[i].node;
     pass(net, &from, rewrite);
-    if (commutes && !net->error.code) {
+    if (backend->commutes && !net->error.code) {
         first = *net;
         first.output = NULL;
         from.node = first.node;

@@ -4,10 +4,10 @@
  *
  * Batch norms over known statistics go into the convolution before them,
  * per-channel constants into its bias, a sum into its residual, activations
- * into the convolution, norm or sum before them. Where it is wanted, enlarging
- * a map goes into the 3x3 convolution after it, that of maps joined first
- * becoming a sum of convolutions. What depends on no input is
- * marked constant and named by a key, so that equal constants are computed and
+ * into the convolution, norm or sum before them. Where the backend wants it,
+ * enlarging a map goes into the 3x3 convolution after it, that of maps joined
+ * first becoming a sum of convolutions. What depends on no input is marked
+ * constant and named by a key, so that equal constants are computed and
  * packed once. Nothing is computed here.
  */
 #ifndef CORE_FOLD_H
@@ -26,12 +26,15 @@ struct mp_net {
     size_t nslot;
     uint32_t *output; /* nodes, in the graph's order */
     size_t noutput;
+    const struct mp_backend *backend;
+    enum mp_dtype type;             /* of values */
     struct mp_error error;          /* the first, while building */
     const struct mp_node_def *from; /* while building: the graph's node */
 };
 
-/* commutes: see struct mp_backend. */
-int mp_net_make(struct mp_net *net, const struct mp_graph *g, int commutes,
+/* For this backend, which keeps values as t. */
+int mp_net_make(struct mp_net *net, const struct mp_graph *g,
+                const struct mp_backend *backend, enum mp_dtype t,
                 struct mp_error *err);
 void mp_net_free(struct mp_net *net);
 

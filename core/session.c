@@ -668,9 +668,7 @@ static int prepare(struct builder *b, struct mp_net *net,
                           .err = err};
     memset(net, 0, sizeof *net);
     if (!rc)
-        /* in 16 bits it has not been measured yet */
-        rc = mp_net_make(net, g, a->backend->commutes && precision == MP_F32,
-                         err);
+        rc = mp_net_make(net, g, a->backend, precision, err);
     if (!rc)
         rc = check_outputs(net, g, err);
     if (rc)

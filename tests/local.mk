@@ -130,7 +130,7 @@ sim_cppflags = $(AM_CPPFLAGS) -I$(srcdir)/%reldir%/sim
 	%reldir%/sim/vendor.c
 %canon_reldir%_sim_gpusim_la_CPPFLAGS = $(sim_cppflags) \
 	-DMP_CUDA_DRIVER='"$(abs_builddir)/%reldir%/sim/.libs/libcuda.so"' \
-	-DMP_CUDA_RING='((size_t)64 << 10)'
+	-DMP_CUDA_RING='((size_t)64 << 10)' -DMP_CUDA_TAPS='((size_t)16 << 10)'
 %canon_reldir%_sim_gpusim_la_LDFLAGS = $(head_ldflags) -rpath /nowhere
 %canon_reldir%_sim_gpusim_la_LIBADD = libmpipe.la
 

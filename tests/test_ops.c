@@ -319,6 +319,31 @@ static mp_node case_conv_enlarged_residual(struct mp_graph *g)
                   MP_RELU);
 }
 
+/* More pictures than are done at a time; one axis as it was. */
+static mp_node case_conv_enlarged_pictures(struct mp_graph *g)
+{
+    mp_node x = mp_resize_nearest(g, IN(6, 2, 3, 16), 8, 3);
+
+    return conv(g, x, 16, 3, 1, 1, 1);
+}
+
+static mp_node case_conv_bilinear_residual(struct mp_graph *g)
+{
+    mp_node x = mp_resize_bilinear(g, IN(2, 3, 4, 24), 24, 32);
+
+    return mp_act(g, mp_add(g, IN(2, 24, 32, 40), conv(g, x, 40, 3, 1, 1, 1)),
+                  MP_SILU);
+}
+
+/* The sum of two, as of maps that are joined, one axis as it was. */
+static mp_node case_conv_bilinear_rows(struct mp_graph *g)
+{
+    mp_node x[2] = {mp_resize_bilinear(g, IN(3, 4, 7, 16), 16, 7),
+                    mp_resize_bilinear(g, IN(3, 16, 1, 8), 16, 7)};
+
+    return mp_act(g, conv(g, mp_concat(g, x, 2, 3), 32, 3, 1, 1, 1), MP_RELU);
+}
+
 static mp_node case_conv_joined(struct mp_graph *g)
 {
     const mp_node x[4] = {
@@ -905,6 +930,9 @@ static const struct {
     C(conv_bilinear_uneven),
     C(conv_from_one),
     C(conv_enlarged_residual),
+    C(conv_enlarged_pictures),
+    C(conv_bilinear_residual),
+    C(conv_bilinear_rows),
     C(conv_joined),
     C(conv_joined_residual),
     C(attention_keys),

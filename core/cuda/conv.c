@@ -2,8 +2,10 @@
 /*
  * conv.c - convolutions, linear layers and transposed convolutions: by
  * cuBLASLt or cuDNN where they have a way, else by kernels of ours, which take
- * any shape.
+ * any shape. Of a map that is enlarged first the products with each of the nine
+ * taps are taken before, and enlarged and added up after.
  */
+#include <inttypes.h>
 #include <string.h>
 #include "cuda/cuda.h"
 
@@ -12,7 +14,13 @@
 /* Shape of a step as a convolution over maps: sequences are one long row. */
 struct shape {
     int64_t n, h, w, c, k, r, s, oh, ow;
+    struct mp_conv conv;
 };
+
+static int is_enlarged(const struct call *k)
+{
+    return k->s->attr.up_h != 0;
+}
 
 static struct shape shape_of(const struct call *k)
 {
@@ -24,6 +32,7 @@ static struct shape shape_of(const struct call *k)
         .k = w->dim[deconv],
         .r = w->ndim == 4 ? w->dim[2] : 1,
         .s = w->ndim == 4 ? w->dim[3] : 1,
+        .conv = k->s->attr.conv,
     };
 
     if (x->ndim == 4) {
@@ -34,6 +43,28 @@ static struct shape shape_of(const struct call *k)
         s.w = s.ow = (int64_t)x->count / s.c;
     }
     return s;
+}
+
+/* The products that are taken at a time: those of so many pictures of an
+ * enlarged map as of a linear layer to K channels for each tap. */
+static struct shape products_of(const struct call *k)
+{
+    struct shape s = shape_of(k);
+
+    if (!is_enlarged(k))
+        return s;
+    return (struct shape){
+        .n = k->c->pictures,
+        .h = s.h,
+        .w = s.w,
+        .c = s.c,
+        .k = s.k * s.r * s.s,
+        .r = 1,
+        .s = 1,
+        .oh = s.h,
+        .ow = s.w,
+        .conv = {.stride = 1},
+    };
 }
 
 static int is_16_bits(int t)
@@ -65,6 +96,51 @@ static size_t reserve(const struct call *k, size_t bytes)
     return at;
 }
 
+/* ---- enlarged maps ---- */
+
+/* What a GPU multiplies and adds in the time that it moves a byte: an H200 800
+ * T/s and 4.2 TB/s. Another kernel costs as much as to move that many bytes. */
+#define PRODUCTS_PER_BYTE 200
+#define BYTES_PER_LAUNCH  8e6
+
+/* If what is saved takes longer than to write the taps' products and read them,
+ * and the sum so far. In f32 speed does not matter. */
+int cuda_commutes(const struct mp_enlarged *e, enum mp_dtype t)
+{
+    double k = (double)e->k, small = (double)e->h * (double)e->w;
+    double large = (double)e->up_h * (double)e->up_w;
+    double saved = 2 * 9 * (double)e->c * k * (large - small);
+    double moved = 2 * 2 * k * (9 * small + large) + 2 * BYTES_PER_LAUNCH;
+
+    return is_16_bits(t) && 9 * k * small <= INT32_MAX &&
+           saved > PRODUCTS_PER_BYTE * moved;
+}
+
+/* Products of several pictures lie in scratch at a time: as many as divide the
+ * batch, and as a large cache nearly holds. */
+#ifndef MP_CUDA_TAPS                    /* tests have one that is soon full */
+#define MP_CUDA_TAPS ((size_t)96 << 20) /* bytes */
+#endif
+
+static int choose_pictures(const struct call *k)
+{
+    const struct shape s = shape_of(k);
+    int64_t n = s.n, one = s.h * s.w * s.r * s.s * s.k;
+
+    if (one > INT32_MAX)
+        return mp_fail(k->err, MP_ENOTSUP,
+                       "cuda: %" PRId64
+                       " products with the taps of an enlarged "
+                       "map are over the limit of %" PRId32,
+                       one, INT32_MAX);
+    while (n > 1 &&
+           (s.n % n || (uint64_t)n * (uint64_t)one * mp_dtype_size(k->c->type) >
+                           MP_CUDA_TAPS))
+        n--;
+    k->c->pictures = n;
+    return 0;
+}
+
 /* ---- choosing ---- */
 
 /* A plan of cuBLASLt or cuDNN, or none. Not for what runs once: setting one up
@@ -72,10 +148,11 @@ static size_t reserve(const struct call *k, size_t bytes)
 static void choose_lib(const struct call *k, const struct shape *s)
 {
     const struct mp_value *y = &k->plan->value[k->s->out];
+    int alone = !is_enlarged(k); /* else more comes after */
     struct mp_error why = {0};
     const struct lib_conv want = {
         .type = k->c->type,
-        .y_type = y->dtype,
+        .y_type = alone ? y->dtype : k->c->type,
         .n = s->n,
         .h = s->h,
         .w = s->w,
@@ -85,16 +162,16 @@ static void choose_lib(const struct call *k, const struct shape *s)
         .s = s->s,
         .oh = s->oh,
         .ow = s->ow,
-        .conv = k->s->attr.conv,
-        .bias = cuda_has(k, 2),
-        .residual = cuda_has(k, 3),
-        .act = k->s->attr.act,
+        .conv = s->conv,
+        .bias = alone && cuda_has(k, 2),
+        .residual = alone && cuda_has(k, 3),
+        .act = alone ? k->s->attr.act : MP_ACT_NONE,
         .tf32 = k->plan->device->tf32,
     };
 
     if (k->plan->once || k->s->op == MP_OP_DECONV2D || !is_constant(k, 1) ||
-        (cuda_has(k, 2) && !is_constant(k, 2)) ||
-        (cuda_has(k, 3) &&
+        (want.bias && !is_constant(k, 2)) ||
+        (want.residual &&
          (is_constant(k, 3) || cuda_in_value(k, 3)->dtype != y->dtype)))
         return;
     if (lib_plan_new(&k->c->lib, k->plan->device->gpu, &want, &why))
@@ -146,17 +223,24 @@ static int takes_any_x(enum gpu_kernel kernel)
            kernel == GPU_conv_f16_64;
 }
 
+/* Of the weights. */
+static enum form form_of(const struct call *k)
+{
+    return k->s->op == MP_OP_DECONV2D ? PHASES
+           : is_enlarged(k)           ? TAPS_K
+           : k->c->widen              ? TAPS_8
+                                      : TAPS;
+}
+
 /* Bias and weights that are no constants are laid out at every run. */
 static int prepare_inputs(const struct call *k, const struct mp_program *p)
 {
-    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES
-                     : k->c->widen              ? TAPS_8
-                                                : TAPS;
-    enum mp_dtype bias = k->c->lib ? k->plan->value[k->s->out].dtype : MP_F32;
+    enum mp_dtype bias =
+        k->c->lib && !is_enlarged(k) ? k->plan->value[k->s->out].dtype : MP_F32;
     int rc = 0;
 
     for (int i = 0; i < k->s->nin && !rc; i++) {
-        enum form f = i == 1 ? form : PLAIN;
+        enum form f = i == 1 ? form_of(k) : PLAIN;
         enum mp_dtype t = i == 1 ? k->c->type : i == 2 ? bias : MP_F32;
         size_t bytes;
 
@@ -173,27 +257,46 @@ static int prepare_inputs(const struct call *k, const struct mp_program *p)
     return rc;
 }
 
-int cuda_conv_compile(const struct call *k, const struct mp_program *p)
+/* Libraries want whole accesses, and pictures that begin where values do. */
+static int is_aligned(const struct call *k, const struct shape *s)
 {
-    const struct mp_value *x = cuda_in_value(k, 0);
-    struct shape s = shape_of(k);
-    int rc;
+    size_t picture = (size_t)(s->h * s->w * s->c) * mp_dtype_size(k->c->type);
 
-    k->c->type = product_type(k);
-    if (s.k > GPU_THIN) {
-        struct shape wide = s;
+    return s->c % 8 == 0 && picture % 64 == 0;
+}
 
-        if (is_16_bits(k->c->type)) /* they want whole accesses */
-            wide.c = cuda_up_to_8(s.c);
+static void choose(const struct call *k, const struct shape *s)
+{
+    struct shape wide = *s;
+
+    if (is_16_bits(k->c->type) && !is_enlarged(k)) /* whole accesses */
+        wide.c = cuda_up_to_8(s->c);
+    if (s->k > GPU_THIN && (!is_enlarged(k) || is_aligned(k, s)))
         choose_lib(k, &wide);
-        k->c->widen = k->c->lib && wide.c != s.c;
-    }
+    k->c->widen = k->c->lib && wide.c != s->c;
     if (k->c->lib) {
         k->c->name = lib_plan_name(k->c->lib);
         k->c->work = reserve(k, lib_plan_work(k->c->lib));
     } else {
-        choose_own(k, &s);
+        choose_own(k, s);
     }
+}
+
+int cuda_conv_compile(const struct call *k, const struct mp_program *p)
+{
+    const struct mp_value *x = cuda_in_value(k, 0);
+    struct shape s;
+    int rc;
+
+    k->c->type = product_type(k);
+    rc = is_enlarged(k) ? choose_pictures(k) : 0;
+    if (rc)
+        return rc;
+    s = products_of(k);
+    choose(k, &s);
+    if (is_enlarged(k))
+        k->c->taps_at = reserve(k, (size_t)(s.n * s.oh * s.ow * s.k) *
+                                       mp_dtype_size(k->c->type));
     rc = prepare_inputs(k, p);
     if (!rc && (k->c->widen || (cuda_in(k, 0).type != (int)k->c->type &&
                                 (k->c->lib || !takes_any_x(k->c->kernel))))) {
@@ -316,11 +419,94 @@ static int run_phases(const struct call *k, struct g_conv *a,
     return rc;
 }
 
+/* v: channels of a thread. */
+static uint32_t enlarge_blocks(const struct g_enlarge *e, uint32_t v)
+{
+    uint32_t side = GPU_ENLARGE_SIDE;
+    uint32_t line = (e->k + side * v - 1) / (side * v) * e->yw * side;
+
+    return (line + GPU_THREADS - 1) / GPU_THREADS *
+           ((e->yh + e->rows - 1) / e->rows) * e->n;
+}
+
+/* Many rows by a thread read less, few keep more of the device busy: the choice
+ * changes no result. */
+static int enlarge(const struct call *k, struct g_enlarge *e)
+{
+    int by_8 = e->k % 8 == 0 && is_16_bits(e->z.type);
+    int bf16 = e->z.type == MP_BF16;
+    enum gpu_kernel kernel =
+        !by_8 ? GPU_enlarge
+        : e->nearest
+            ? (bf16 ? GPU_enlarge_nearest_bf16 : GPU_enlarge_nearest_f16)
+            : (bf16 ? GPU_enlarge_bilinear_bf16 : GPU_enlarge_bilinear_f16);
+    uint32_t v = by_8 ? 8 : 1;
+
+    for (e->rows = 32; e->rows > 4; e->rows /= 2)
+        if (enlarge_blocks(e, v) >= 3 * gpu_processors(k->plan->device->gpu))
+            break;
+    return cuda_launch(k, kernel, enlarge_blocks(e, v), 1, 1, GPU_THREADS, 0,
+                       e);
+}
+
+static int products(const struct call *k, const struct g_conv *a)
+{
+    const struct lib_data d = {
+        .x = (mp_addr)(uintptr_t)a->x.p,
+        .w = (mp_addr)(uintptr_t)a->w.p,
+        .y = (mp_addr)(uintptr_t)a->y.p,
+        .work = scratch(k, k->c->work),
+    };
+
+    return k->c->lib ? lib_plan_run(k->c->lib, &d, k->err) : launch(k, a);
+}
+
+/* For some pictures at a time: what a asks for in the end, without its bias,
+ * residual and activation first. */
+static int run_enlarged(const struct call *k, struct g_conv *a)
+{
+    const struct shape s = shape_of(k);
+    size_t x = a->n * a->h * a->wd * a->c * mp_dtype_size(a->x.type);
+    size_t y = (size_t)(a->n * s.oh * s.ow * s.k);
+    struct g_out taps = {pointer(scratch(k, k->c->taps_at)), k->c->type};
+    struct g_enlarge e = {
+        .y = a->y,
+        .z = {taps.p, taps.type},
+        .residual = a->residual,
+        .bias = a->bias,
+        .n = a->n,
+        .h = a->h,
+        .w = a->wd,
+        .k = (uint32_t)s.k,
+        .yh = (uint32_t)s.oh,
+        .yw = (uint32_t)s.ow,
+        .y_scale = (float)s.h / (float)s.oh,
+        .x_scale = (float)s.w / (float)s.ow,
+        .nearest = k->s->attr.nearest,
+        .act = a->act,
+    };
+    int rc = 0;
+
+    a->y = taps;
+    a->residual.p = a->bias = NULL;
+    a->act = MP_ACT_NONE;
+    for (int64_t i = 0; i < s.n && !rc; i += k->c->pictures) {
+        rc = products(k, a);
+        if (!rc)
+            rc = enlarge(k, &e);
+        a->x.p = (const char *)a->x.p + x;
+        e.y.p = (char *)e.y.p + y * mp_dtype_size(e.y.type);
+        if (e.residual.p)
+            e.residual.p =
+                (const char *)e.residual.p + y * mp_dtype_size(e.residual.type);
+    }
+    return rc;
+}
+
 int cuda_conv_run(const struct call *k)
 {
-    enum form form = k->s->op == MP_OP_DECONV2D ? PHASES : TAPS;
-    const struct mp_conv *p = &k->s->attr.conv;
-    struct shape s = shape_of(k);
+    struct shape s = products_of(k);
+    const struct mp_conv *p = &s.conv;
     struct g_conv a = {
         .y = cuda_out(k),
         .x = cuda_in(k, 0),
@@ -351,12 +537,12 @@ int cuda_conv_run(const struct call *k)
                                         MP_ACT_NONE);
         a.x = (struct g_in){to.p, to.type};
     }
-    if (!rc && k->c->lib)
+    if (!rc && k->c->lib && !is_enlarged(k))
         return run_lib(k, a.x);
     if (!rc && !k->c->constant[1]) {
         struct g_out to = {pointer(scratch(k, k->c->w_at)), k->c->type};
 
-        rc = cuda_form(k, to, cuda_in(k, 1), cuda_in_value(k, 1), form,
+        rc = cuda_form(k, to, cuda_in(k, 1), cuda_in_value(k, 1), form_of(k),
                        p->stride, p->top);
         a.w = (struct g_in){to.p, to.type};
     } else if (!rc) {
@@ -368,12 +554,15 @@ int cuda_conv_run(const struct call *k)
         if (k->c->constant[2])
             a.bias = cuda_in(k, 2).p;
         else
-            rc = cuda_convert(k, to, cuda_in(k, 2), (size_t)s.k, MP_ACT_NONE);
+            rc = cuda_convert(k, to, cuda_in(k, 2), cuda_in_value(k, 2)->count,
+                              MP_ACT_NONE);
         a.bias = k->c->constant[2] ? a.bias : to.p;
     }
     if (cuda_has(k, 3))
         a.residual = cuda_in(k, 3);
     if (rc)
         return rc;
-    return k->s->op == MP_OP_DECONV2D ? run_phases(k, &a, &s) : launch(k, &a);
+    return k->s->op == MP_OP_DECONV2D ? run_phases(k, &a, &s)
+           : is_enlarged(k)           ? run_enlarged(k, &a)
+                                      : launch(k, &a);
 }

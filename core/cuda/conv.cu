@@ -2,7 +2,8 @@
 /*
  * conv.cu - convolutions and linear layers as products of matrices: a row for
  * each result pixel, gathered on the fly from the map, times the weights K x
- * (R S C). For whatever cuDNN and cuBLASLt do not take.
+ * (R S C). For whatever cuDNN and cuBLASLt do not take. And the end of those
+ * of enlarged maps, whoever took the products.
  */
 #include "cuda/prelude.cuh"
 
@@ -67,9 +68,9 @@ static DEV int64_t element(const g_conv &a, const place &p, const tap &t)
     return p.from + (y * a.wd + x) * a.c + t.c;
 }
 
-/* V results side by side. */
-template <int V>
-static DEV void finish(const g_conv &a, uint32_t at, uint32_t k, float *v)
+/* V results side by side, of a g_conv or a g_enlarge. */
+template <int V, class A>
+static DEV void finish(const A &a, uint32_t at, uint32_t k, float *v)
 {
     float more[V];
 
@@ -338,6 +339,139 @@ template <int V> static DEV void do_conv_thin(const g_conv &a)
     }
 }
 
+/* ---- the products of a map with nine taps, enlarged and added up ---- */
+
+/* Result line d is a mixture of lines *i0 and *i1 of the small map, which are
+ * neighbours, or the same: the weight of *i1. TERMS: of them, 1 or 2; to the
+ * nearest there is 1. */
+template <int TERMS>
+static DEV float mixture(uint32_t *i0, uint32_t *i1, const g_enlarge &a,
+                         uint32_t d, float scale, uint32_t n, uint32_t m)
+{
+    float f;
+
+    if (TERMS == 1 || a.nearest) {
+        *i0 = *i1 = scaled(d, n, m, 0);
+        return 1;
+    }
+    f = source(i0, i1, d, scale, n);
+    return *i0 == *i1 ? 1 : f;
+}
+
+/* What a thread's column of the result sees of a row of products with the
+ * three taps of a row: TERMS columns for each. Those outside weigh nothing,
+ * and are read where there is something. */
+template <int TERMS> struct columns {
+    uint32_t at[3 * TERMS];
+    float weight[3 * TERMS];
+};
+
+template <int TERMS>
+static DEV void look(columns<TERMS> *c, const g_enlarge &a, uint32_t x)
+{
+#pragma unroll
+    for (uint32_t s = 0; s < 3; s++) {
+        uint32_t i0, i1, d = x + s - 1;
+        bool there = d < a.yw; /* huge where it would be negative */
+        float f =
+            mixture<TERMS>(&i0, &i1, a, there ? d : x, a.x_scale, a.w, a.yw);
+
+        c->at[s * TERMS] = (i1 * 9 + s) * a.k;
+        c->weight[s * TERMS] = there ? f : 0;
+        if (TERMS == 2) {
+            c->at[s * TERMS + 1] = (i0 * 9 + s) * a.k;
+            c->weight[s * TERMS + 1] = there ? 1 - f : 0;
+        }
+    }
+}
+
+/* All is read before anything is added. */
+template <int V, int TERMS>
+static DEV void mix(float *sum, g_in z, uint32_t from, const columns<TERMS> &c)
+{
+    float v[3 * TERMS][V];
+
+#pragma unroll
+    for (int i = 0; i < 3 * TERMS; i++)
+        load<V>(v[i], z, from + c.at[i]);
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        sum[j] = c.weight[0] * v[0][j];
+#pragma unroll
+    for (int i = 1; i < 3 * TERMS; i++)
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            sum[j] += c.weight[i] * v[i][j];
+}
+
+/* A thread goes down a column. For each row of taps it keeps the mixtures of
+ * two rows of products, so that it reads every row once; the columns beside it
+ * read the same, from the cache. What a result is the sum of, and in which
+ * order, does not depend on where the thread began. */
+template <int V, int TERMS>
+static DEV void do_enlarge(const g_enlarge &a, g_in z)
+{
+    const uint32_t side = GPU_ENLARGE_SIDE;
+    uint32_t line = (a.k + side * V - 1) / (side * V) * a.yw * side;
+    uint32_t blocks = (line + GPU_THREADS - 1) / GPU_THREADS;
+    uint32_t slices = (a.yh + a.rows - 1) / a.rows;
+    uint32_t i = blockIdx.x % blocks * GPU_THREADS + threadIdx.x;
+    uint32_t first = blockIdx.x / blocks % slices * a.rows;
+    uint32_t n = blockIdx.x / blocks / slices, x = i / side % a.yw;
+    uint32_t k = (i / side / a.yw * side + i % side) * V;
+    uint32_t end = first + a.rows < a.yh ? first + a.rows : a.yh;
+    float above[3][V] = {}, below[3][V] = {};
+    int32_t have[3]; /* the row that below is of; before the first, less */
+    columns<TERMS> c;
+
+    if (k >= a.k)
+        return;
+    look<TERMS>(&c, a, x);
+    have[0] = have[1] = have[2] = INT32_MIN;
+#pragma unroll 1
+    for (uint32_t y = first; y < end; y++) {
+        float sum[V] = {};
+
+#pragma unroll
+        for (int r = 0; r < 3; r++) {
+            uint32_t i0, i1, d = y + r - 1;
+            float f;
+
+            if (d >= a.yh)
+                continue;
+            f = mixture<TERMS>(&i0, &i1, a, d, a.y_scale, a.h, a.yh);
+            if (have[r] == INT32_MIN)
+                have[r] = (int32_t)i0 - 1;
+#pragma unroll 1
+            while (have[r] < (int32_t)i1) {
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    above[r][j] = below[r][j];
+                have[r]++;
+                mix<V, TERMS>(below[r], z,
+                              ((n * a.h + have[r]) * a.w * 9 + 3 * r) * a.k + k,
+                              c);
+            }
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum[j] += f * below[r][j];
+            if (TERMS == 2 && f < 1)
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    sum[j] += (1 - f) * above[r][j];
+        }
+        finish<V>(a, ((n * a.yh + y) * a.yw + x) * a.k, k, sum);
+    }
+}
+
+KERNEL(enlarge, g_enlarge, GPU_THREADS, 1, (do_enlarge<1, 2>(a, a.z)))
+#define ENLARGE(of)                                                            \
+    KERNEL(enlarge_nearest_##of, g_enlarge, GPU_THREADS, 2,                    \
+           (do_enlarge<8, 1>(a, g_in{a.z.p, of::type})))                       \
+    KERNEL(enlarge_bilinear_##of, g_enlarge, GPU_THREADS, 2,                   \
+           (do_enlarge<8, 2>(a, g_in{a.z.p, of::type})))
+ENLARGE(bf16)
+ENLARGE(f16)
 KERNEL(conv_thin, g_conv, 32 * GPU_ROWS, 1, do_conv_thin<1>(a))
 KERNEL(conv_thin_8, g_conv, 32 * GPU_ROWS, 1, do_conv_thin<8>(a))
 KERNEL(conv_f32, g_conv, 256, 1, do_conv_f32(a))

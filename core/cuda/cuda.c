@@ -223,6 +223,26 @@ static int form_taps(const struct call *k, struct g_out y, struct g_in x,
     return pack_one(k, &a);
 }
 
+static int form_taps_k(const struct call *k, struct g_out y, struct g_in x,
+                       const struct mp_value *w)
+{
+    int64_t taps = w->dim[2] * w->dim[3];
+    const struct g_pack a = {
+        .y = y,
+        .x = x,
+        .k = (uint32_t)taps,
+        .ty = 1,
+        .tx = (uint32_t)w->dim[0],
+        .c = (uint32_t)w->dim[1],
+        .have = (uint32_t)w->dim[1],
+        .k_step = 1,
+        .tx_step = (int32_t)(w->dim[1] * taps),
+        .c_step = (int32_t)taps,
+    };
+
+    return pack_one(k, &a);
+}
+
 static int form_phases(const struct call *k, struct g_out y, struct g_in x,
                        const struct mp_value *w, int32_t stride, int32_t pad)
 {
@@ -261,6 +281,8 @@ int cuda_form(const struct call *k, struct g_out y, struct g_in x,
 {
     if (form == PHASES)
         return form_phases(k, y, x, w, stride, pad);
+    if (form == TAPS_K)
+        return form_taps_k(k, y, x, w);
     if (form == PLAIN)
         return cuda_convert(k, y, x, w->count, MP_ACT_NONE);
     return form_taps(k, y, x, w,

@@ -11,6 +11,7 @@ enum form {
     PLAIN,
     TAPS,   /* K,C,R,S as K,R,S,C */
     TAPS_8, /* and zeros for C up to the next multiple of 8 */
+    TAPS_K, /* K,C,R,S as R,S,K,C: for each tap a linear layer */
     PHASES  /* C,K,R,S of a transposed convolution: for each of stride x stride
                kinds of result pixels the taps that it sees, as K,R',S',C */
 };
@@ -49,6 +50,8 @@ struct cuda_step {
     size_t x_at, w_at, b_at; /* in scratch: x so converted, weights and bias
                                 that are no constants */
     size_t work;             /* in scratch: the library's */
+    int64_t pictures;        /* of an enlarged map: done at a time; */
+    size_t taps_at;          /* in scratch: their products with each tap */
 };
 
 struct mp_plan {
@@ -115,6 +118,7 @@ struct phase cuda_phase(int64_t kernel, int64_t stride, int64_t pad,
 /* CONV2D and DECONV2D. */
 int cuda_conv_compile(const struct call *k, const struct mp_program *p);
 int cuda_conv_run(const struct call *k);
+int cuda_commutes(const struct mp_enlarged *e, enum mp_dtype t);
 
 int cuda_attention_compile(const struct call *k, const struct mp_program *p);
 int cuda_attention_run(const struct call *k);
@@ -149,12 +153,14 @@ int cuda_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
 const char *cuda_kernel_name(const struct mp_plan *plan, size_t step);
 void cuda_plan_free(struct mp_plan *plan);
 
-#define CUDA_BACKEND(module, text)                                             \
+/* takes: which convolutions of enlarged maps come as one step. */
+#define CUDA_BACKEND(module, text, takes)                                      \
     MP_BACKEND(module) = {                                                     \
         .abi = MP_BACKEND_ABI,                                                 \
         .size = sizeof(struct mp_backend),                                     \
         .name = #module,                                                       \
         .summary = text,                                                       \
+        .commutes = takes,                                                     \
         .probe = gpu_count,                                                    \
         .info = gpu_info,                                                      \
         .open = cuda_open,                                                     \

@@ -156,6 +156,20 @@ struct g_conv {
     int32_t act;
 };
 
+/* The end of a 3x3 convolution (padding 1) of a map that is enlarged first to
+ * YH,YW: z N,H,W,9,K are the products of the small map with each tap. y
+ * N,YH,YW,K = act(sum of the taps' products, each enlarged and moved, + bias +
+ * residual). The residual has y's shape and may be y. */
+struct g_enlarge {
+    struct g_out y;
+    struct g_in z, residual;
+    const float *bias; /* residual.p and bias may be NULL */
+    uint32_t n, h, w, k, yh, yw;
+    uint32_t rows;          /* of the result, one after the other by a thread */
+    float y_scale, x_scale; /* bilinear: H / YH, W / YW */
+    int32_t nearest, act;
+};
+
 /* Name, type of the argument. Grids:
  *   map, binary, copy, pack, spatial ones, flip: GPU_THREADS threads, one
  *     (or one times 8) element each
@@ -174,6 +188,9 @@ struct g_conv {
  *   flash: GPU_FLASH_QUERIES queries a block (_2: twice as many), slices x
  *     heads, N
  *   conv_thin: a warp each pixel, GPU_ROWS a block; K <= GPU_THIN
+ *   enlarge: in x pictures, of these slices of `rows` rows, of these blocks of
+ *     GPU_THREADS: GPU_ENLARGE_SIDE channels (enlarge_KIND_TYPE: times 8) of
+ *     all columns, then the next
  *   conv_f32: tiles of 64 x 64, 256 threads
  *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
 #define GPU_THREADS       256
@@ -183,6 +200,7 @@ struct g_conv {
 #define GPU_LAYER         1280
 #define GPU_SOFTEN        8192
 #define GPU_THIN          8
+#define GPU_ENLARGE_SIDE  8
 #define GPU_FLASH_QUERIES 64
 #define GPU_FLASH_SLICE   160 /* at most; 128 of the widest */
 /* Elements of a row of n in shared memory, n a multiple of 8. */
@@ -243,6 +261,11 @@ struct g_conv {
     X(flash_f16_512, struct g_attention)                                       \
     X(conv_thin, struct g_conv)                                                \
     X(conv_thin_8, struct g_conv)                                              \
+    X(enlarge, struct g_enlarge)                                               \
+    X(enlarge_nearest_bf16, struct g_enlarge)                                  \
+    X(enlarge_nearest_f16, struct g_enlarge)                                   \
+    X(enlarge_bilinear_bf16, struct g_enlarge)                                 \
+    X(enlarge_bilinear_f16, struct g_enlarge)                                  \
     X(conv_f32, struct g_conv)                                                 \
     X(conv_bf16_64, struct g_conv)                                             \
     X(conv_bf16_64_8, struct g_conv)                                           \

@@ -2,4 +2,4 @@
 /* module.c - what libltdl finds. */
 #include "cuda/cuda.h"
 
-CUDA_BACKEND(cuda, "NVIDIA GPUs");
+CUDA_BACKEND(cuda, "NVIDIA GPUs", cuda_commutes);

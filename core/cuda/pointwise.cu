@@ -130,19 +130,6 @@ template <int V> static DEV bool find(pixel *p, uint32_t i, const g_spatial &a)
     return p->n < a.n;
 }
 
-/* Rounded step by step, as the reference does it: one rounding less would
- * choose another pixel now and then. */
-static DEV float source(uint32_t *i0, uint32_t *i1, uint32_t d, float scale,
-                        uint32_t n)
-{
-    float at = __fsub_rn(__fmul_rn((float)d + 0.5f, scale), 0.5f);
-
-    at = fmaxf(at, 0);
-    *i0 = (uint32_t)at < n - 1 ? (uint32_t)at : n - 1;
-    *i1 = *i0 + 1 < n ? *i0 + 1 : *i0;
-    return at - (float)*i0;
-}
-
 template <int V> static DEV void do_bilinear(const g_spatial &a)
 {
     uint32_t i = my_index() * V, x0, x1, y0, y1;
@@ -164,12 +151,6 @@ template <int V> static DEV void do_bilinear(const g_spatial &a)
         v[0][j] = (1 - fy) * ((1 - fx) * v[0][j] + fx * v[1][j]) +
                   fy * ((1 - fx) * v[2][j] + fx * v[3][j]);
     store<V>(a.y, i, v[0]);
-}
-
-/* d * n / m, of which the product may need more than 32 bits. */
-static DEV uint32_t scaled(uint32_t d, uint32_t n, uint32_t m, uint32_t add)
-{
-    return (uint32_t)(((uint64_t)d * n + add) / m);
 }
 
 template <int V> static DEV void do_nearest(const g_spatial &a)

@@ -257,6 +257,27 @@ template <int V> static DEV void store(g_out y, uint32_t i, const float *v)
     }
 }
 
+/* ---- places in maps that are resized ---- */
+
+/* Rounded step by step, as the reference does it: one rounding less would
+ * choose another pixel now and then. */
+static DEV float source(uint32_t *i0, uint32_t *i1, uint32_t d, float scale,
+                        uint32_t n)
+{
+    float at = __fsub_rn(__fmul_rn((float)d + 0.5f, scale), 0.5f);
+
+    at = fmaxf(at, 0);
+    *i0 = (uint32_t)at < n - 1 ? (uint32_t)at : n - 1;
+    *i1 = *i0 + 1 < n ? *i0 + 1 : *i0;
+    return at - (float)*i0;
+}
+
+/* d * n / m, of which the product may need more than 32 bits. */
+static DEV uint32_t scaled(uint32_t d, uint32_t n, uint32_t m, uint32_t add)
+{
+    return (uint32_t)(((uint64_t)d * n + add) / m);
+}
+
 /* ---- functions ---- */
 
 static DEV float gelu(float x)

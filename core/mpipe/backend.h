@@ -150,6 +150,12 @@ struct mp_device_memory { /* bytes; total 0: not known */
     uint64_t ours; /* what this device holds for us now */
 };
 
+/* A 3x3 convolution (stride 1, padding 1, known weights) to k channels of a map
+ * h x w x c that is enlarged first, by whole factors. */
+struct mp_enlarged {
+    int64_t h, w, c, k, up_h, up_w;
+};
+
 struct mp_device_conf {
     int32_t index;    /* which device of the backend, from 0 */
     int32_t threads;  /* CPU: 0 is all the process may use */
@@ -173,10 +179,11 @@ struct mp_backend {
      * of a program are MP_OUTSIDE, so that they are used where they are. Zero:
      * they lie in the arena, and are copied. */
     int host;
-    /* Whether a 3x3 convolution (stride 1, padding 1, known weights) of a map
-     * that is enlarged first is to come as one step: the convolution may then
-     * be done before, on fewer pixels. */
-    int commutes;
+    /* Whether this is to come as one step where values are kept as t: the
+     * convolution may then be done before, on fewer pixels. Part of one of
+     * maps that are joined then has the sum so far as its residual. It cannot
+     * depend on the batch, which is not to change results. NULL: never. */
+    int (*commutes)(const struct mp_enlarged *e, enum mp_dtype t);
     /* Number of devices (>= 1), or a negative status and why it cannot run
      * here. Creates no context. */
     int (*probe)(struct mp_error *err);
