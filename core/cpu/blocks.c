@@ -25,7 +25,8 @@
 #define POINTS 16
 #define WIDE   32  /* channels of a result at a time */
 #define CHUNK  128 /* units in one chain of additions */
-#define BLOCK  56  /* tiles of a task, at most */
+#define BLOCK  56  /* tiles of a task, at most: of Winograd's, and others' */
+#define PIXELS 128
 
 /* Arrays of vectors live in registers only when all indices are constants. */
 #define UNROLL _Pragma("GCC unroll 16")
@@ -453,6 +454,7 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
         __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);
 
         __builtin_prefetch(ahead.p + 16 * (c >> ahead.slow), 0, 2);
+        __builtin_prefetch(u + rows * CHUNK + 16 * c);
         UNROLL
         for (int r = 0; r < rows; r++) {
             __m256 d = _mm256_set1_ps(u[r * CHUNK + c]);
@@ -698,16 +700,18 @@ K_INLINE void one(const struct block *b, const struct result *s, const float *m,
 
 /* n is 16 mostly: let that be known when compiling. */
 #define EACH_16(call)                                                          \
-    for (int64_t i = 0; i < b->tiles; i++)                                     \
+    for (int64_t i = 0; i < b->tiles; i++) {                                   \
+        struct place t = place_of(b, i);                                       \
+                                                                               \
         for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += 16) {           \
             const float *at = m + i * WIDE + j;                                \
-            struct place t = place_of(b, i);                                   \
                                                                                \
             if (b->a->k - k - j >= 16)                                         \
                 call(b, s, at, t, k + j, 16);                                  \
             else                                                               \
                 call(b, s, at, t, k + j, b->a->k - k - j);                     \
-        }
+        }                                                                      \
+    }
 
 K_MULTI(finish_tiles,
         (const struct block *b, const struct result *s, const float *m,
@@ -743,7 +747,7 @@ static struct shares shares_of(const struct k_conv *a, int threads)
     struct shares s = {0};
 
     s.tiles = a->n * k_ceil_div(a->yh, n) * k_ceil_div(a->yw, n);
-    s.blocks = k_ceil_div(s.tiles, BLOCK);
+    s.blocks = k_ceil_div(s.tiles, a->way == K_DIRECT ? PIXELS : BLOCK);
     each = k_ceil_div(wides, k_min(k_ceil_div(threads, s.blocks), wides));
     s.channels = each * WIDE;
     s.parts = k_ceil_div(wides, each);
