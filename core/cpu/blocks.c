@@ -25,8 +25,8 @@
 #define POINTS 16
 #define WIDE   32  /* channels of a result at a time */
 #define CHUNK  128 /* units in one chain of additions */
-#define BLOCK  56  /* tiles of a task, at most: of Winograd's, and others' */
-#define PIXELS 128
+#define BLOCK  56  /* tiles of a task, at most */
+#define PIXELS 128 /* or of one point, if all threads have a task then */
 
 /* Arrays of vectors live in registers only when all indices are constants. */
 #define UNROLL _Pragma("GCC unroll 16")
@@ -747,7 +747,11 @@ static struct shares shares_of(const struct k_conv *a, int threads)
     struct shares s = {0};
 
     s.tiles = a->n * k_ceil_div(a->yh, n) * k_ceil_div(a->yw, n);
-    s.blocks = k_ceil_div(s.tiles, a->way == K_DIRECT ? PIXELS : BLOCK);
+    s.blocks = k_ceil_div(s.tiles, BLOCK);
+    if (points == 1 && s.blocks > threads) {
+        s.blocks = k_ceil_div(s.tiles, PIXELS);
+        s.blocks = s.blocks > threads ? s.blocks : threads;
+    }
     each = k_ceil_div(wides, k_min(k_ceil_div(threads, s.blocks), wides));
     s.channels = each * WIDE;
     s.parts = k_ceil_div(wides, each);
