@@ -5,6 +5,7 @@
 #include "classes.h"
 #include "json.h"
 #include "record.h"
+#include "text.h"
 #include "worker_impl.h"
 
 static int no_memory(struct mp_error *err)
@@ -49,16 +50,37 @@ static json_t *describe_output(const struct mp_kept *k)
                      shape);
 }
 
-static char *all_formats(const struct mp_plugin *head)
+/* All kinds of results that there can be: "ids" are of classes with a
+ * label_id. */
+static json_t *describe_formats(const struct mp_settings *s)
 {
-    char *words;
+    int has_ids = !s->classes || s->classes->label_id;
+    json_t *list = json_array();
+    const char *word;
+    size_t at = 0, n;
+    int is_default;
 
-    if (asprintf(&words, "%s %s", head->formats, MP_KIND_RAW) < 0)
+    while ((n = mp_format_next(s->plugin->formats, &at, &word, &is_default)))
+        if (has_ids || n != 3 || memcmp(word, "ids", n))
+            json_array_append_new(list, json_stringn(word, n));
+    json_array_append_new(list, json_string(MP_KIND_RAW));
+    return list;
+}
+
+static char *all_formats(const struct mp_settings *s)
+{
+    json_t *list = describe_formats(s), *word;
+    struct mp_text text;
+    size_t i;
+
+    if (mp_text_open(&text)) {
+        json_decref(list);
         return NULL;
-    for (char *c = words; *c; c++)
-        if (*c == ':')
-            *c = ' ';
-    return words;
+    }
+    json_array_foreach(list, i, word)
+        fprintf(text.f, "%s ", json_string_value(word));
+    json_decref(list);
+    return mp_text_close(&text) ? NULL : text.bytes;
 }
 
 static int try_out(struct hosted *h, struct mp_error *err)
@@ -68,7 +90,7 @@ static int try_out(struct hosted *h, struct mp_error *err)
     struct mp_input input = {.path = (char *)"trial", .stem = (char *)"trial"};
     struct mp_picture_job p = {
         .keep = &keep, .source = {TRIAL, TRIAL, malloc(TRIAL * TRIAL * 3)}};
-    char *formats = all_formats(h->settings->plugin);
+    char *formats = all_formats(h->settings);
     int rc = p.source.rgb && formats ? 0 : no_memory(&p.err);
 
     if (!rc) {
@@ -125,19 +147,6 @@ static json_t *describe_options(const struct mp_plugin *head)
     return list;
 }
 
-static json_t *describe_formats(const struct mp_plugin *head)
-{
-    json_t *list = json_array();
-    const char *word;
-    size_t at = 0, n;
-    int is_default;
-
-    while ((n = mp_format_next(head->formats, &at, &word, &is_default)))
-        json_array_append_new(list, json_stringn(word, n));
-    json_array_append_new(list, json_string(MP_KIND_RAW));
-    return list;
-}
-
 static json_t *list_kinds(const struct mp_settings *s)
 {
     json_t *list = json_array();
@@ -160,11 +169,10 @@ static json_t *describe(const struct hosted *h)
         "{s:s, s:s, s:O, s:o, s:o, s:o, s:o, s:b, s:i, s:o, s:o, s:o, s:o, "
         "s:o, s:f}",
         "head", s->plugin->name, "summary", s->plugin->summary, "outputs",
-        h->outputs, "formats", describe_formats(s->plugin), "kinds",
-        list_kinds(s), "options", describe_options(s->plugin), "settings",
-        mp_settings_json(s), "uses_boxes", s->plugin->uses_boxes, "batch",
-        (int)h->batch, "checkpoint", mp_record_checkpoint(s->checkpoint),
-        "backend",
+        h->outputs, "formats", describe_formats(s), "kinds", list_kinds(s),
+        "options", describe_options(s->plugin), "settings", mp_settings_json(s),
+        "uses_boxes", s->plugin->uses_boxes, "batch", (int)h->batch,
+        "checkpoint", mp_record_checkpoint(s->checkpoint), "backend",
         json_stringn(mp_pipeline_backend(h->pipeline),
                      strcspn(mp_pipeline_backend(h->pipeline), " ")),
         "device", mp_json_text(mp_pipeline_device(h->pipeline)), "precision",

@@ -148,7 +148,8 @@ struct mp_plugin {
     const char *summary; /* one line, no full stop */
     const char
         *formats;         /* kinds of results, blank-separated; the first ones
-                             up to ':' are the default: "labels overlay : probs" */
+                             up to ':' are the default: "labels overlay : probs";
+                             "ids" are for classes with a label_id alone */
     int32_t uses_classes; /* nonzero: [pipeline] classes is needed */
     int32_t uses_boxes;   /* nonzero: [pipeline] boxes is read */
     const char *joined; /* a kind that is a JSON array for every picture; those
