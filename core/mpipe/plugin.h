@@ -72,7 +72,8 @@ struct mp_classes {
     const char *const *names;
     const uint8_t (*color)[3];
     const int32_t *label_id; /* of each class in the data set's own label maps,
-                                0..65535, or NULL: they have none */
+                                0..65535, or NULL: they have none, and mpiped
+                                has no results of a kind "ids" */
 };
 
 struct mp_features { /* what build() is given */
@@ -148,8 +149,7 @@ struct mp_plugin {
     const char *summary; /* one line, no full stop */
     const char
         *formats;         /* kinds of results, blank-separated; the first ones
-                             up to ':' are the default: "labels overlay : probs";
-                             "ids" are for classes with a label_id alone */
+                             up to ':' are the default: "labels overlay : probs" */
     int32_t uses_classes; /* nonzero: [pipeline] classes is needed */
     int32_t uses_boxes;   /* nonzero: [pipeline] boxes is read */
     const char *joined; /* a kind that is a JSON array for every picture; those
