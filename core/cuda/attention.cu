@@ -282,16 +282,22 @@ static DEV void do_flash(const g_attention &a)
 }
 
 KERNEL(attention, g_attention, 32 * GPU_ROWS, 1, do_attention(a))
-/* Code for newer GPUs needs some registers more than there are for 64. */
+/* Code for newer GPUs needs some registers more than there are for 64, and code
+ * for others than Hopper more than three blocks leave. */
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
 #define KEYS_80 32
 #else
 #define KEYS_80 64
 #endif
+#if !defined __CUDA_ARCH__ || __CUDA_ARCH__ == 900
+#define BLOCKS_40 3
+#else
+#define BLOCKS_40 2
+#endif
 #define FLASH(type)                                                            \
     KERNEL(flash_##type##_40, g_attention, 128, 4,                             \
            (do_flash<type, 40, 40, 64, 1, 2, false>(a)))                       \
-    KERNEL(flash_##type##_40_2, g_attention, 128, 3,                           \
+    KERNEL(flash_##type##_40_2, g_attention, 128, BLOCKS_40,                   \
            (do_flash<type, 40, 40, 64, 2, 2, false>(a)))                       \
     KERNEL(flash_##type##_80, g_attention, 128, 2,                             \
            (do_flash<type, 80, 80, KEYS_80, 1, 2, false>(a)))                  \
