@@ -2,8 +2,9 @@
 /*
  * attention.c - softmax(q k^T scale) v without keeping the scores.
  *
- * A task is a block of queries of one head. Keys go by in blocks; the result
- * so far is rescaled when the running maximum grows. All of it is transposed:
+ * A task is some blocks of queries of one head. Keys go by in blocks, too, each
+ * for all of the task before the next; the result so far is rescaled when the
+ * running maximum grows. All of it is transposed:
  * a vector holds one component of neighbouring queries, so that keys and
  * values are read where they are, one number broadcast at a time; any head size
  * and any number of keys waste nothing, and softmax has no sums across a
@@ -18,8 +19,9 @@
 #include <float.h>
 #include "cpu/simd.h"
 
-#define KEYS         64 /* keys at a time */
-#define MOST_QUERIES 64 /* a block of queries, at most */
+#define KEYS         64  /* keys at a time */
+#define MOST_QUERIES 64  /* a block of queries, at most */
+#define TASK         128 /* queries of a task, at most */
 
 /* Rows that are needed next: fetched while the tiles before are computed, as
  * rows far apart are beyond what CPUs foresee. */
@@ -28,7 +30,7 @@ struct ahead {
     int64_t step, bytes, rows, next; /* bytes of a row; rows fetched so far */
 };
 
-/* What a thread works on. Rows of MOST_QUERIES or fewer numbers. */
+/* A block of queries. Rows of engine.queries numbers. */
 struct block {
     float *q;      /* components (or pairs of them) x queries */
     float *s;      /* keys x queries: scores, then weights */
@@ -53,7 +55,7 @@ K_INLINE void fetch(struct ahead *a, int64_t done, int64_t of)
 struct engine {
     int64_t queries;
     int pairs; /* bf16 products: units of x and b are pairs */
-    /* 32-bit units of rows of q, transposed; missing queries are 0 */
+    /* 32-bit units of rows of q, transposed; missing queries are anything */
     void (*load)(float *to, const void *from, int64_t row_bytes, int64_t rows,
                  int64_t units);
     void (*score)(struct block *b, const void *k, int64_t row, int64_t keys,
@@ -571,110 +573,139 @@ K_MULTI(mix_plain,
     TILES(d, mix_slim(b, rows, &f, b->o + i * SLIM_ROW))
 }
 
-/* 2^x for x <= 0, at least 2^-126; relative error 1e-7. */
-K_INLINE void exp2_slim(k_vec8 *x)
+/* 2^x for x <= 0, at least 2^-126; relative error 1e-7. Step by step for all of
+ * n vectors, known when compiling: a CPU does not look far enough ahead to
+ * begin with one before it is done with the last. */
+#define EACH                                                                   \
+    UNROLL                                                                     \
+    for (int i = 0; i < n; i++)
+
+K_INLINE void exp2_slim(k_vec8 *x, int n)
 {
     /* adding 1.5 * 2^23 rounds to an integer in the low bits of the sum */
     const float round = 0x1.8p23f;
-    k_vec8 least = (k_vec8){0} - 126, n, f, p;
-    mask8 less = *x < least, power;
+    k_vec8 least = (k_vec8){0} - 126, f[4], p[4];
+    mask8 less[4], power[4];
 
-    choose8(x, &less, &least); /* a NaN stays one */
-    n = *x + round;
-    power = (mask8)n << 23; /* of round's own bits none is left */
-    f = *x - (n - round);
-    p = f * 0.00132764713f + 0.00967554282f;
-    p = p * f + 0.0555071346f;
-    p = p * f + 0.240221202f;
-    p = p * f + 0.693146944f;
-    p = p * f + 1.00000012f;
-    *x = (k_vec8)((mask8)p + power);
+    EACH less[i] = x[i] < least;
+    EACH choose8(&x[i], &less[i], &least); /* a NaN stays one */
+    EACH p[i] = x[i] + round;
+    EACH power[i] = (mask8)p[i] << 23; /* of round's own bits none is left */
+    EACH f[i] = x[i] - (p[i] - round);
+    EACH p[i] = f[i] * 0.00132764713f + 0.00967554282f;
+    EACH p[i] = p[i] * f[i] + 0.0555071346f;
+    EACH p[i] = p[i] * f[i] + 0.240221202f;
+    EACH p[i] = p[i] * f[i] + 0.693146944f;
+    EACH p[i] = p[i] * f[i] + 1.00000012f;
+    EACH x[i] = (k_vec8)((mask8)p[i] + power[i]);
 }
 
 K_MULTI(soften_plain, (struct block * b, int64_t keys), (b, keys))
 {
-    k_vec8 most[SLIM], part[SLIM], shrink[SLIM];
+    enum { n = 2 * SLIM }; /* two keys */
+    k_vec8 most[SLIM], shrink[SLIM], part[n], p[n];
 
     UNROLL
     for (int j = 0; j < SLIM; j++) {
         get8(&shrink[j], b->most + 8 * j);
         get8(&most[j], b->shrink + 8 * j);
         shrink[j] -= most[j];
-        exp2_slim(&shrink[j]);
-        part[j] = (k_vec8){0};
+    }
+    exp2_slim(shrink, SLIM);
+    UNROLL
+    for (int j = 0; j < SLIM; j++) {
         put8(b->most + 8 * j, &most[j]);
         put8(b->shrink + 8 * j, &shrink[j]);
     }
-    for (int64_t k = 0; k < keys; k++) {
+    EACH part[i] = (k_vec8){0};
+    if (keys % 2) /* its partner weighs nothing */
+        for (int j = 0; j < SLIM_ROW; j++)
+            b->s[keys * SLIM_ROW + j] = -FLT_MAX;
+    for (int64_t k = 0; k < keys; k += 2) {
         float *s = b->s + k * SLIM_ROW;
 
-        UNROLL
-        for (int j = 0; j < SLIM; j++) {
-            k_vec8 p;
-
-            get8(&p, s + 8 * j);
-            p -= most[j];
-            exp2_slim(&p);
-            part[j] += p;
-            put8(s + 8 * j, &p);
-        }
+        EACH get8(&p[i], s + 8 * i);
+        EACH p[i] -= most[i % SLIM];
+        exp2_slim(p, n);
+        EACH part[i] += p[i];
+        EACH put8(s + 8 * i, &p[i]);
     }
     UNROLL
     for (int j = 0; j < SLIM; j++) {
         k_vec8 sum;
 
         get8(&sum, b->sum + 8 * j);
-        sum = sum * shrink[j] + part[j];
+        sum = sum * shrink[j] + (part[j] + part[j + SLIM]);
         put8(b->sum + 8 * j, &sum);
     }
 }
 
-static void load_plain(float *to, const void *from, int64_t row_bytes,
-                       int64_t rows, int64_t units)
+K_MULTI(load_plain,
+        (float *to, const void *from, int64_t row_bytes, int64_t rows,
+         int64_t units),
+        (to, from, row_bytes, rows, units))
 {
-    memset(to, 0, (size_t)(units * SLIM_ROW) * sizeof *to);
-    for (int64_t q = 0; q < rows; q++)
-        for (int64_t e = 0; e < units; e++)
-            memcpy(to + e * SLIM_ROW + q,
-                   (const char *)from + q * row_bytes + 4 * e, sizeof *to);
+    int64_t whole = units / 8 * 8;
+
+    for (int64_t q = 0; q < SLIM_ROW; q += 8) {
+        const char *row[8];
+
+        for (int i = 0; i < 8; i++)
+            row[i] = (const char *)from + k_min(q + i, rows - 1) * row_bytes;
+        for (int64_t e = 0; e < whole; e += 8) {
+            k_vec8 r[8];
+
+            UNROLL
+            for (int i = 0; i < 8; i++)
+                memcpy(&r[i], row[i] + 4 * e, sizeof r[i]);
+            k_transpose8(r);
+            UNROLL
+            for (int i = 0; i < 8; i++)
+                put8(to + (e + i) * SLIM_ROW + q, &r[i]);
+        }
+        for (int64_t e = whole; e < units; e++)
+            for (int i = 0; i < 8; i++)
+                memcpy(to + e * SLIM_ROW + q + i, row[i] + 4 * e, sizeof *to);
+    }
 }
 
-static void store_plain(const struct block *b, struct k_out y, int64_t at,
-                        int64_t row, int64_t rows, int64_t d)
+K_INLINE void put_some(struct k_out y, int64_t at, int64_t n, const k_vec8 *v)
 {
-    for (int64_t q = 0; q < rows; q++) {
-        float c = 1 / b->sum[q];
+    if (y.t == MP_F32)
+        memcpy((float *)y.p + at, v, (size_t)n * sizeof(float));
+    else
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)y.p)[at + i] = k_to_bf16((*v)[i]);
+}
 
-        for (int64_t e = 0; e < d; e++) {
-            float x = b->o[e * SLIM_ROW + q] * c;
+K_MULTI(store_plain,
+        (const struct block *b, struct k_out y, int64_t at, int64_t row,
+         int64_t rows, int64_t d),
+        (b, y, at, row, rows, d))
+{
+    for (int64_t q = 0; q < rows; q += 8) {
+        k_vec8 c;
 
-            if (y.t == MP_F32)
-                ((float *)y.p)[at + q * row + e] = x;
-            else
-                ((uint16_t *)y.p)[at + q * row + e] = k_to_bf16(x);
+        get8(&c, b->sum + q);
+        c = 1 / c;
+        for (int64_t e = 0; e < d; e += 8) {
+            int64_t n = k_min(8, d - e), to = at + q * row + e;
+            k_vec8 r[8];
+
+            UNROLL
+            for (int i = 0; i < 8; i++) {
+                get8(&r[i], b->o + k_min(e + i, d - 1) * SLIM_ROW + q);
+                r[i] *= c;
+            }
+            k_transpose8(r);
+            for (int i = 0; i < k_min(8, rows - q); i++, to += row)
+                put_some(y, to, n, &r[i]);
         }
     }
 }
 
-static void score_any(struct block *b, const void *k, int64_t row, int64_t keys,
-                      int64_t d, float scale)
-{
-    score_plain(b, k, row, keys, d, scale);
-}
-
-static void soften_any(struct block *b, int64_t keys)
-{
-    soften_plain(b, keys);
-}
-
-static void mix_any(struct block *b, const void *v, int64_t row, int64_t keys,
-                    int64_t d)
-{
-    mix_plain(b, v, row, keys, d);
-}
-
 static const struct engine engine_plain = {
-    SLIM_ROW, 0, load_plain, score_any, soften_any, mix_any, store_plain};
+    SLIM_ROW, 0, load_plain, score_plain, soften_plain, mix_plain, store_plain};
 
 /* ---- the same for all ---- */
 
@@ -756,28 +787,31 @@ static struct operand pairs(const struct k_attention *a, const uint16_t *v,
         (const char *)to, {a->v.batch ? half * c * 4 : 0, c * 4}, a->d * 4};
 }
 
-/* Numbers in the scratch of a thread: struct block's arrays. */
-static int64_t block_size(const struct k_attention *a)
+/* Numbers in the scratch of a thread: the arrays of the blocks of a task. */
+static int64_t task_size(const struct k_attention *a)
 {
-    return (2 * a->d + KEYS + KEYS / 2 + 4) * MOST_QUERIES;
+    return (2 * a->d + 3) * TASK + (KEYS + KEYS / 2) * MOST_QUERIES;
 }
 
-static struct block block_in(const struct k_attention *a, float *p)
+/* Block g of a task, whose scratch is at p. Scores are of one block at a time.
+ */
+static struct block block_of(const struct k_attention *a, int64_t queries,
+                             float *p, int64_t g)
 {
-    struct block b = {.q = p};
+    struct block b = {.s = p};
 
-    b.o = b.q + a->d * MOST_QUERIES;
-    b.s = b.o + a->d * MOST_QUERIES;
     b.pair = b.s + KEYS * MOST_QUERIES;
-    b.most = b.pair + KEYS / 2 * MOST_QUERIES;
-    b.sum = b.most + MOST_QUERIES;
-    b.shrink = b.sum + MOST_QUERIES;
+    b.q = b.pair + KEYS / 2 * MOST_QUERIES + g * (2 * a->d + 3) * queries;
+    b.o = b.q + a->d * queries;
+    b.most = b.o + a->d * queries;
+    b.sum = b.most + queries;
+    b.shrink = b.sum + queries;
     return b;
 }
 
 size_t k_attention_scratch(const struct k_attention *a, int threads)
 {
-    int64_t c = a->heads * a->d, size = threads * block_size(a);
+    int64_t c = a->heads * a->d, size = threads * task_size(a);
     int64_t nk = a->k.batch ? a->n : 1, nv = a->v.batch ? a->n : 1;
 
     if (engine_for(a)->pairs) {
@@ -794,50 +828,89 @@ struct job {
     const struct engine *e;
     struct operand q, k, v;
     struct k_out y;
+    int64_t task; /* queries of one */
 };
 
-/* Queries first.. of head h of picture i. */
-static void attend(const struct job *j, struct block *b, int64_t i, int64_t h,
-                   int64_t first)
+static void begin(const struct block *b, const struct job *j, const char *q,
+                  int64_t rows)
+{
+    int64_t d = j->a->d, n = j->e->queries;
+
+    j->e->load(b->q, q, j->q.step.row, rows, j->e->pairs ? d / 2 : d);
+    memset(b->o, 0, (size_t)(d * n) * sizeof *b->o);
+    for (int64_t i = 0; i < n; i++) {
+        b->most[i] = -FLT_MAX;
+        b->sum[i] = 0;
+    }
+}
+
+/* Keys s.. for n blocks. All but the first find k and v in the caches: with the
+ * first the values are fetched, with the last the keys that come next. */
+static void pass(const struct job *j, struct block *b, int64_t n, const char *k,
+                 const char *v, int64_t s)
 {
     const struct k_attention *a = j->a;
     const struct engine *e = j->e;
-    int64_t unit = e->pairs ? 2 : 1, rows = k_min(e->queries, a->t - first);
+    int64_t unit = e->pairs ? 2 : 1, keys = k_min(KEYS, a->s - s);
+    int64_t k_row = j->k.step.row, v_row = j->v.step.row;
     float scale = a->scale * 0x1.715476p0f; /* log2 e */
+    const struct ahead values = {v + s / unit * v_row, v_row, a->d * 4,
+                                 k_ceil_div(keys, unit), 0};
+    const struct ahead next = {k + (s + KEYS) * k_row, k_row, a->d * 4 / unit,
+                               k_min(KEYS, a->s - s - keys), 0};
+
+    for (int64_t g = 0; g < n; g++) {
+        b[g].ahead = g == 0 ? values : (struct ahead){0};
+        e->score(&b[g], k + s * k_row, k_row, keys, a->d, scale);
+        e->soften(&b[g], keys);
+        b[g].ahead = g == n - 1 ? next : (struct ahead){0};
+        e->mix(&b[g], v + s / unit * v_row, v_row, keys, a->d);
+    }
+}
+
+/* Queries first.. of head h of picture i. */
+static void attend(const struct job *j, float *scratch, int64_t i, int64_t h,
+                   int64_t first)
+{
+    const struct k_attention *a = j->a;
+    const char *q = j->q.p + i * j->q.step.batch + h * j->q.head;
     const char *k = j->k.p + i * j->k.step.batch + h * j->k.head;
     const char *v = j->v.p + i * j->v.step.batch + h * j->v.head;
+    int64_t each = j->e->queries, end = k_min(first + j->task, a->t);
+    int64_t n = k_ceil_div(end - first, each);
+    struct block b[TASK / SLIM_ROW];
 
-    e->load(b->q,
-            j->q.p + i * j->q.step.batch + first * j->q.step.row +
-                h * j->q.head,
-            j->q.step.row, rows, a->d / unit);
-    memset(b->o, 0, (size_t)(a->d * e->queries) * sizeof *b->o);
-    for (int64_t x = 0; x < e->queries; x++) {
-        b->most[x] = -FLT_MAX;
-        b->sum[x] = 0;
-    }
-    for (int64_t s = 0; s < a->s; s += KEYS) {
-        int64_t keys = k_min(KEYS, a->s - s);
+    for (int64_t g = 0; g < n; g++) {
+        int64_t at = first + g * each;
 
-        b->ahead = (struct ahead){v + s / unit * j->v.step.row, j->v.step.row,
-                                  a->d * 4, k_ceil_div(keys, unit), 0};
-        e->score(b, k + s * j->k.step.row, j->k.step.row, keys, a->d, scale);
-        e->soften(b, keys);
-        b->ahead =
-            (struct ahead){k + (s + KEYS) * j->k.step.row, j->k.step.row,
-                           a->d * 4 / unit, k_min(KEYS, a->s - s - keys), 0};
-        e->mix(b, v + s / unit * j->v.step.row, j->v.step.row, keys, a->d);
+        b[g] = block_of(a, each, scratch, g);
+        begin(&b[g], j, q + at * j->q.step.row, k_min(each, end - at));
     }
-    e->store(b, j->y, i * a->y.batch + first * a->y.row + h * a->d, a->y.row,
-             rows, a->d);
+    for (int64_t s = 0; s < a->s; s += KEYS)
+        pass(j, b, n, k, v, s);
+    for (int64_t g = 0; g < n; g++) {
+        int64_t at = first + g * each;
+
+        j->e->store(&b[g], j->y, i * a->y.batch + at * a->y.row + h * a->d,
+                    a->y.row, k_min(each, end - at), a->d);
+    }
+}
+
+/* Queries of a task: fewer if there would not be some for every thread. */
+static int64_t task_of(const struct k_attention *a, const struct engine *e)
+{
+    int64_t task = TASK, want = 4 * omp_get_max_threads();
+
+    while (task > e->queries && a->n * a->heads * k_ceil_div(a->t, task) < want)
+        task /= 2;
+    return task;
 }
 
 void k_attention(const struct k_attention *a, void *y, const void *q,
                  const void *k, const void *v, void *scratch)
 {
     struct job j = {.a = a, .e = engine_for(a), .y = {y, a->yt}};
-    int64_t blocks = k_ceil_div(a->t, j.e->queries);
-    int64_t size = block_size(a), c = a->heads * a->d;
+    int64_t size = task_size(a), c = a->heads * a->d, tasks;
     float *rest = scratch;
 
     if (j.e->pairs) {
@@ -853,12 +926,10 @@ void k_attention(const struct k_attention *a, void *y, const void *q,
         j.k = as_f32(a, k, a->kvt, a->k, a->s, &rest);
         j.v = as_f32(a, v, a->kvt, a->v, a->s, &rest);
     }
+    j.task = task_of(a, j.e);
+    tasks = k_ceil_div(a->t, j.task); /* of a head */
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < a->n * a->heads * blocks; task++) {
-        struct block b = block_in(a, rest + omp_get_thread_num() * size);
-        int64_t at = task / blocks;
-
-        attend(&j, &b, at / a->heads, at % a->heads,
-               task % blocks * j.e->queries);
-    }
+    for (int64_t i = 0; i < a->n * a->heads * tasks; i++)
+        attend(&j, rest + omp_get_thread_num() * size, i / tasks / a->heads,
+               i / tasks % a->heads, i % tasks * j.task);
 }

@@ -355,6 +355,38 @@ K_MULTI(k_sum_squares, (double *sum, const float *x, int64_t n, float mean),
         *sum += (double)a[k] + (double)a[k + 8];
 }
 
+/* ---- 8 x 8 numbers of 32 bits ---- */
+
+/* Pairs, then pairs of pairs, then halves. */
+K_INLINE void k_transpose8(k_vec8 r[8])
+{
+    k_vec8 t[8];
+
+    _Pragma("GCC unroll 8") for (int i = 0; i < 8; i += 4)
+    {
+        k_vec8 a =
+            __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        k_vec8 b =
+            __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+        k_vec8 c = __builtin_shufflevector(r[i + 2], r[i + 3], 0, 8, 1, 9, 4,
+                                           12, 5, 13);
+        k_vec8 d = __builtin_shufflevector(r[i + 2], r[i + 3], 2, 10, 3, 11, 6,
+                                           14, 7, 15);
+
+        t[i] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+        t[i + 1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+        t[i + 2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+        t[i + 3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    _Pragma("GCC unroll 8") for (int i = 0; i < 4; i++)
+    {
+        r[i] =
+            __builtin_shufflevector(t[i], t[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i + 4] =
+            __builtin_shufflevector(t[i], t[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
 /* ---- act over a row ---- */
 
 K_MULTI(k_act_row, (float *y, const float *x, int64_t n, int act),
