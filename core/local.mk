@@ -15,7 +15,8 @@ noinst_LTLIBRARIES += %reldir%/libcpu.la
 	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \
 	%reldir%/cpu/spatial.c \
-	%reldir%/cpu/store.c %reldir%/cpu/store.h
+	%reldir%/cpu/store.c %reldir%/cpu/store.h \
+	%reldir%/cpu/tiles.h
 %canon_reldir%_libcpu_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) \
 	-ffp-contract=fast
 

@@ -160,83 +160,64 @@ static void copy_taps(const struct block *b, struct k_in x)
     }
 }
 
-/* B^T d B */
-
-K_INLINE void differences(k_vec16 *d, int step)
-{
-    k_vec16 first = d[0] - d[2 * step], last = d[step] - d[3 * step];
-    k_vec16 sum = d[step] + d[2 * step];
-
-    d[2 * step] -= d[step];
-    d[0] = first;
-    d[step] = sum;
-    d[3 * step] = last;
-}
-
-typedef uint16_t vec16_bf16 __attribute__((vector_size(32)));
-typedef uint32_t vec16_bits __attribute__((vector_size(64)));
-
-/* n numbers from the i-th on, 16 at most, and zeros. */
-K_INLINE void load(k_vec16 *v, struct k_in x, int64_t i, int64_t n)
-{
-    if (x.t == MP_BF16) {
-        vec16_bf16 h = {0};
-        vec16_bits u;
-
-        memcpy(&h, (const uint16_t *)x.p + i, (size_t)n * sizeof(uint16_t));
-        u = __builtin_convertvector(h, vec16_bits) << 16;
-        memcpy(v, &u, sizeof *v);
-        return;
-    }
-    if (n < 16)
-        *v = (k_vec16){0};
-    memcpy(v, (const float *)x.p + i, (size_t)n * sizeof(float));
-}
+/* ---- to points, and back ---- */
 
 /* A window of 4x4 pixels, in rows, of n channels as points: `point` units
  * apart, up to 15 more channels that are 0. */
 typedef void windows(float *to, int64_t point, const void *const *from,
                      enum mp_dtype t, int64_t n);
 
-/* n channels, 16 at most, from the c-th on. */
-K_INLINE void transform(k_vec16 *d, const void *const *from, enum mp_dtype t,
-                        int64_t c, int64_t n)
+struct result {
+    struct k_out y;
+    const float *bias;
+    struct k_in residual; /* p NULL: none */
+};
+
+/* WIDE channels of the result from the k-th on, of all tiles of a block. */
+typedef void finish(const struct block *b, const struct result *s,
+                    const float *m, int64_t k);
+
+#define V(name) name##_8
+#define LANES   8
+#include "cpu/tiles.h"
+#undef V
+#undef LANES
+#define V(name) name##_16
+#define LANES   16
+#include "cpu/tiles.h"
+#undef V
+#undef LANES
+
+/* Vectors are no longer than registers: others would be kept in memory. */
+#if defined(__x86_64__)
+K_TARGET_AVX512 static void windows_avx512(float *to, int64_t point,
+                                           const void *const *from,
+                                           enum mp_dtype t, int64_t n)
 {
-    UNROLL
-    for (int i = 0; i < POINTS; i++)
-        load(&d[i], (struct k_in){from[i], t}, c, n);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        differences(d + i, 4);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        differences(d + 4 * i, 1);
+    windows_16(to, point, from, t, n);
 }
 
-K_INLINE void window(float *to, int64_t point, const void *const *from,
-                     int64_t c, int64_t n)
+K_TARGET_AVX512 static void finish_avx512(const struct block *b,
+                                          const struct result *s,
+                                          const float *m, int64_t k)
 {
-    k_vec16 d[POINTS];
-
-    transform(d, from, MP_F32, c, n);
-    UNROLL
-    for (int i = 0; i < POINTS; i++)
-        memcpy(to + i * point + c, &d[i], sizeof d[i]);
+    finish_16(b, s, m, k);
 }
 
-K_MULTI(windows_f32,
-        (float *to, int64_t point, const void *const *from, enum mp_dtype t,
-         int64_t n),
-        (to, point, from, t, n))
+K_TARGET_AVX2 static void windows_avx2(float *to, int64_t point,
+                                       const void *const *from, enum mp_dtype t,
+                                       int64_t n)
 {
-    int64_t c = 0;
-
-    (void)t;
-    for (; c + 16 <= n; c += 16)
-        window(to, point, from, c, 16);
-    if (c < n)
-        window(to, point, from, c, n - c);
+    windows_8(to, point, from, t, n);
 }
+
+K_TARGET_AVX2 static void finish_avx2(const struct block *b,
+                                      const struct result *s, const float *m,
+                                      int64_t k)
+{
+    finish_8(b, s, m, k);
+}
+#endif
 
 /* ---- the products ---- */
 
@@ -412,7 +393,7 @@ K_TARGET_BF16 K_INLINE void window_bf16(uint16_t *to, int64_t point,
 {
     k_vec16 d[POINTS];
 
-    transform(d, from, t, c, n);
+    transform_16(d, from, t, c, n);
     to += c;
     narrow_row(to + 4 * point, point, d + 4);
     narrow_row(to + 8 * point, point, d + 8);
@@ -510,19 +491,23 @@ struct engine {
                                channels of the result */
     windows *windows;
     products *products;
+    finish *finish;
 };
 
 static struct engine engine(enum k_way way)
 {
 #if defined(__x86_64__)
     if (way == K_WINOGRAD_BF16)
-        return (struct engine){ROWS_AVX512, WIDE, windows_bf16, products_bf16};
+        return (struct engine){ROWS_AVX512, WIDE, windows_bf16, products_bf16,
+                               finish_avx512};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, WIDE, windows_f32, products_avx512};
+        return (struct engine){ROWS_AVX512, WIDE, windows_avx512,
+                               products_avx512, finish_avx512};
     if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, WIDE / 2, windows_f32, products_avx2};
+        return (struct engine){ROWS_AVX2, WIDE / 2, windows_avx2, products_avx2,
+                               finish_avx2};
 #endif
-    return (struct engine){1, WIDE, windows_f32, products_plain};
+    return (struct engine){1, WIDE, windows_8, products_plain, finish_8};
 }
 
 int k_has_conv(void)
@@ -610,125 +595,6 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
     }
 }
 
-/* ---- and back ---- */
-
-/* A^T m A */
-K_INLINE void sums(k_vec16 *m, int step)
-{
-    k_vec16 a = m[step] + m[2 * step], b = m[step] - m[2 * step];
-
-    m[0] += a;
-    m[step] = b - m[3 * step];
-}
-
-struct result {
-    struct k_out y;
-    const float *bias;
-    struct k_in residual; /* p NULL: none */
-};
-
-K_INLINE void store(struct k_out y, int64_t at, int64_t n, const k_vec16 *v)
-{
-    vec16_bits u, nan = (vec16_bits)(*v != *v);
-    vec16_bf16 h;
-
-    if (y.t == MP_F32) {
-        memcpy((float *)y.p + at, v, (size_t)n * sizeof(float));
-        return;
-    }
-    memcpy(&u, v, sizeof u);
-    u = ((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan);
-    h = __builtin_convertvector(u >> 16, vec16_bf16);
-    memcpy((uint16_t *)y.p + at, &h, (size_t)n * sizeof(uint16_t));
-}
-
-/* n channels of a result from the k-th on, finished; 16 of n are known to be
- * there when compiling, mostly. */
-K_INLINE void finish(const struct result *s, int64_t at, int64_t k, int64_t n,
-                     const k_vec16 *sum, int act)
-{
-    k_vec16 y = *sum, v;
-    if (s->bias) {
-        load(&v, (struct k_in){s->bias, MP_F32}, k, n);
-        y += v;
-    }
-    if (s->residual.p) {
-        load(&v, s->residual, at, n);
-        y += v;
-    }
-    if (act)
-        k_act_row((float *)&y, (float *)&y, 16, act);
-    store(s->y, at, n, &y);
-}
-
-/* n channels, 16 at most, of a tile. */
-K_INLINE void tile(const struct block *b, const struct result *s,
-                   const float *m, struct place t, int64_t k, int64_t n)
-{
-    const struct k_conv *a = b->a;
-    k_vec16 d[POINTS];
-
-    UNROLL
-    for (int i = 0; i < POINTS; i++)
-        memcpy(&d[i], m + i * b->m_point, sizeof d[i]);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        sums(d + i, 4);
-    UNROLL
-    for (int i = 0; i < 2; i++)
-        sums(d + 4 * i, 1);
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        int64_t y = t.y + i / 2, x = t.x + i % 2;
-
-        if (y < a->yh && x < a->yw)
-            finish(s, ((t.n * a->yh + y) * a->yw + x) * a->k + k, k, n,
-                   &d[i / 2 * 4 + i % 2], a->act);
-    }
-}
-
-K_INLINE void one(const struct block *b, const struct result *s, const float *m,
-                  struct place t, int64_t k, int64_t n)
-{
-    const struct k_conv *a = b->a;
-    k_vec16 sum;
-
-    memcpy(&sum, m, sizeof sum);
-    finish(s, ((t.n * a->yh + t.y) * a->yw + t.x) * a->k + k, k, n, &sum,
-           a->act);
-}
-
-/* n is 16 mostly: let that be known when compiling. */
-#define EACH_16(call)                                                          \
-    for (int64_t i = 0; i < b->tiles; i++) {                                   \
-        struct place t = place_of(b, i);                                       \
-                                                                               \
-        for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += 16) {           \
-            const float *at = m + i * WIDE + j;                                \
-                                                                               \
-            if (b->a->k - k - j >= 16)                                         \
-                call(b, s, at, t, k + j, 16);                                  \
-            else                                                               \
-                call(b, s, at, t, k + j, b->a->k - k - j);                     \
-        }                                                                      \
-    }
-
-K_MULTI(finish_tiles,
-        (const struct block *b, const struct result *s, const float *m,
-         int64_t k),
-        (b, s, m, k))
-{
-    EACH_16(tile);
-}
-
-K_MULTI(finish_ones,
-        (const struct block *b, const struct result *s, const float *m,
-         int64_t k),
-        (b, s, m, k))
-{
-    EACH_16(one);
-}
-
 /* ---- all of it ---- */
 
 /* Who does what: blocks of tiles, and of channels of the result where there are
@@ -789,14 +655,8 @@ static void run(const struct block *b, const struct engine *e,
         wides = k_min(wides_of(b->depth), k_ceil_div(end - k, WIDE));
         for (int64_t p = 0; p < b->points; p++)
             at_point(b, e, p, w + k * b->points * b->depth, wides);
-        for (int64_t i = 0; i < wides; i++) {
-            const float *m = b->m + i * b->points * b->m_point;
-
-            if (b->a->way == K_DIRECT)
-                finish_ones(b, s, m, k + i * WIDE);
-            else
-                finish_tiles(b, s, m, k + i * WIDE);
-        }
+        for (int64_t i = 0; i < wides; i++)
+            e->finish(b, s, b->m + i * b->points * b->m_point, k + i * WIDE);
     }
 }
 

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tiles.h - what blocks.c does with tiles but for the products: the windows of
+ * Winograd's way become points, points become results, and results get their
+ * bias, residual and activation.
+ *
+ * Included once for each width of vectors: LANES channels at a time, in
+ * functions called V(name), of which windows and finish are for the outside.
+ */
+typedef float V(vec) __attribute__((vector_size(4 * LANES)));
+typedef uint32_t V(bits) __attribute__((vector_size(4 * LANES)));
+typedef uint16_t V(half) __attribute__((vector_size(2 * LANES)));
+
+/* n numbers from the i-th on, LANES at most, and zeros. */
+K_INLINE void V(load)(V(vec) * v, struct k_in x, int64_t i, int64_t n)
+{
+    if (x.t == MP_BF16) {
+        V(half) h = {0};
+        V(bits) u;
+
+        memcpy(&h, (const uint16_t *)x.p + i, (size_t)n * sizeof(uint16_t));
+        u = __builtin_convertvector(h, V(bits)) << 16;
+        memcpy(v, &u, sizeof *v);
+        return;
+    }
+    if (n < LANES)
+        *v = (V(vec)){0};
+    memcpy(v, (const float *)x.p + i, (size_t)n * sizeof(float));
+}
+
+K_INLINE void V(store)(struct k_out y, int64_t at, int64_t n, const V(vec) * v)
+{
+    V(bits) u, nan = (V(bits))(*v != *v);
+    V(half) h;
+
+    if (y.t == MP_F32) {
+        memcpy((float *)y.p + at, v, (size_t)n * sizeof(float));
+        return;
+    }
+    memcpy(&u, v, sizeof u);
+    u = ((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan);
+    h = __builtin_convertvector(u >> 16, V(half));
+    memcpy((uint16_t *)y.p + at, &h, (size_t)n * sizeof(uint16_t));
+}
+
+/* ---- B^T d B ---- */
+
+K_INLINE void V(differences)(V(vec) * d, int step)
+{
+    V(vec) first = d[0] - d[2 * step], last = d[step] - d[3 * step];
+    V(vec) sum = d[step] + d[2 * step];
+
+    d[2 * step] -= d[step];
+    d[0] = first;
+    d[step] = sum;
+    d[3 * step] = last;
+}
+
+/* n channels, LANES at most, from the c-th on. */
+K_INLINE void V(transform)(V(vec) * d, const void *const *from, enum mp_dtype t,
+                           int64_t c, int64_t n)
+{
+    UNROLL
+    for (int i = 0; i < POINTS; i++)
+        V(load)(&d[i], (struct k_in){from[i], t}, c, n);
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        V(differences)(d + i, 4);
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        V(differences)(d + 4 * i, 1);
+}
+
+K_INLINE void V(window)(float *to, int64_t point, const void *const *from,
+                        int64_t c, int64_t n)
+{
+    V(vec) d[POINTS];
+
+    V(transform)(d, from, MP_F32, c, n);
+    UNROLL
+    for (int i = 0; i < POINTS; i++)
+        memcpy(to + i * point + c, &d[i], sizeof d[i]);
+}
+
+K_INLINE void V(windows)(float *to, int64_t point, const void *const *from,
+                         enum mp_dtype t, int64_t n)
+{
+    int64_t c = 0;
+
+    (void)t; /* f32 */
+    for (; c + LANES <= n; c += LANES)
+        V(window)(to, point, from, c, LANES);
+    if (c < n)
+        V(window)(to, point, from, c, n - c);
+}
+
+/* ---- A^T m A, and what follows ---- */
+
+K_INLINE void V(sums)(V(vec) * m, int step)
+{
+    V(vec) a = m[step] + m[2 * step], b = m[step] - m[2 * step];
+
+    m[0] += a;
+    m[step] = b - m[3 * step];
+}
+
+/* n channels of a result from the k-th on; LANES of n are known to be there
+ * when compiling, mostly. */
+K_INLINE void V(put)(const struct result *s, int64_t at, int64_t k, int64_t n,
+                     const V(vec) * sum, int act)
+{
+    V(vec) y = *sum, v;
+
+    if (s->bias) {
+        V(load)(&v, (struct k_in){s->bias, MP_F32}, k, n);
+        y += v;
+    }
+    if (s->residual.p) {
+        V(load)(&v, s->residual, at, n);
+        y += v;
+    }
+    if (act)
+        k_act_row((float *)&y, (float *)&y, LANES, act);
+    V(store)(s->y, at, n, &y);
+}
+
+/* n channels, LANES at most, of a tile. */
+K_INLINE void V(tile)(const struct block *b, const struct result *s,
+                      const float *m, struct place t, int64_t k, int64_t n)
+{
+    const struct k_conv *a = b->a;
+    V(vec) d[POINTS];
+
+    UNROLL
+    for (int i = 0; i < POINTS; i++)
+        memcpy(&d[i], m + i * b->m_point, sizeof d[i]);
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        V(sums)(d + i, 4);
+    UNROLL
+    for (int i = 0; i < 2; i++)
+        V(sums)(d + 4 * i, 1);
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        int64_t y = t.y + i / 2, x = t.x + i % 2;
+        int64_t at = ((t.n * a->yh + y) * a->yw + x) * a->k + k;
+
+        if (y < a->yh && x < a->yw)
+            V(put)(s, at, k, n, &d[i / 2 * 4 + i % 2], a->act);
+    }
+}
+
+K_INLINE void V(one)(const struct block *b, const struct result *s,
+                     const float *m, struct place t, int64_t k, int64_t n)
+{
+    const struct k_conv *a = b->a;
+    int64_t at = ((t.n * a->yh + t.y) * a->yw + t.x) * a->k + k;
+    V(vec) sum;
+
+    memcpy(&sum, m, sizeof sum);
+    V(put)(s, at, k, n, &sum, a->act);
+}
+
+K_INLINE void V(finish)(const struct block *b, const struct result *s,
+                        const float *m, int64_t k)
+{
+    int direct = b->a->way == K_DIRECT;
+
+    for (int64_t i = 0; i < b->tiles; i++) {
+        struct place t = place_of(b, i);
+
+        for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += LANES) {
+            const float *at = m + i * WIDE + j;
+            int64_t n = b->a->k - k - j;
+
+            /* LANES mostly: let that be known when compiling */
+            if (direct && n >= LANES)
+                V(one)(b, s, at, t, k + j, LANES);
+            else if (direct)
+                V(one)(b, s, at, t, k + j, n);
+            else if (n >= LANES)
+                V(tile)(b, s, at, t, k + j, LANES);
+            else
+                V(tile)(b, s, at, t, k + j, n);
+        }
+    }
+}
