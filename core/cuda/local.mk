@@ -23,7 +23,8 @@ backends_cuda_la_LDFLAGS = $(head_ldflags)
 backends_cuda_la_LIBADD = libmpipe.la
 
 # A kernel file: machine code for each GPU in one file, that in a C array, and
-# beside it what ptxas says of registers and spills, which must not be.
+# beside it what ptxas says of registers and spills. Spills are warnings: which
+# kernels have some depends on the version of ptxas.
 cuda_images = %reldir%/attention.image.c %reldir%/conv.image.c \
 	%reldir%/norm.image.c %reldir%/pointwise.image.c
 CLEANFILES += $(cuda_images) $(cuda_images:.c=) $(cuda_images:.image.c=.log)
@@ -37,7 +38,7 @@ $(cuda_images): %reldir%/prelude.cuh %reldir%/kernels.h core/peak.h %reldir%/nvc
 %reldir%/pointwise.image.c: %reldir%/pointwise.cu
 $(cuda_images):
 	$(AM_V_NVCC)$(MKDIR_P) %reldir% && NVCC='$(NVCC)' BIN2C='$(BIN2C)' \
-		$(SHELL) $(srcdir)/%reldir%/nvcc.sh $(srcdir)/$(@:.image.c=.cu) \
+		WERROR=$(enable_werror) $(SHELL) $(srcdir)/%reldir%/nvcc.sh $(srcdir)/$(@:.image.c=.cu) \
 		$@ $(NVCCFLAGS) $(CUDA_ARCHS) -I$(srcdir)/core
 endif
 EXTRA_DIST += %reldir%/nvcc.sh
