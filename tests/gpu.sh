@@ -1,11 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# tests/gpu.sh [--dry-run] [BUILD]
+# tests/gpu.sh [--dry-run] [--only PART,...] [BUILD]
 # tests/gpu.sh --pack FILE.tar.xz [BUILD]
 # All that needs a GPU to be checked, and a table of it at the end. Run it on
 # the machine with the GPU; BUILD (default: .) is a built tree, which may have
 # been built elsewhere and carried there with this source folder beside it.
 # --dry-run: on any machine, everything up to the first call of the device.
+# --only: some parts, where time on the machine is short: ops, nets, program,
+# memcheck, racecheck, initcheck, synccheck, leaks. All but the last take one to
+# four minutes each; the others are told as left out.
 # --pack: source/, build/ and lib/ (the libraries that both need, but for CUDA's
 # and those that every system has: an older one here would be taken there by
 # CUDA's, too), for a machine that has none of them; there:
@@ -14,22 +17,39 @@
 # MPIPE_LIBRARY_PATH, folders of libraries that travelled with the tree.
 set -u
 
-dry=0 pack=
-case ${1:-} in
---dry-run)
-    dry=1
-    shift
-    ;;
---pack)
-    pack=${2:-}
-    [ $# -ge 2 ] && shift
-    shift
-    ;;
-esac
-if [ $# -gt 1 ]; then
+parts="ops nets program memcheck racecheck initcheck synccheck leaks"
+dry=0 pack='' only=$parts
+usage() {
     sed -n 3,4p "$0" >&2
     exit 2
-fi
+}
+while [ $# -gt 0 ]; do
+    case $1 in
+    --dry-run) dry=1 ;;
+    --only)
+        [ $# -ge 2 ] || usage
+        only=$(echo "$2" | tr , ' ')
+        shift
+        ;;
+    --pack)
+        [ $# -ge 2 ] || usage
+        pack=$2
+        shift
+        ;;
+    *) break ;;
+    esac
+    shift
+done
+[ $# -le 1 ] || usage
+for part in $only; do
+    case " $parts " in
+    *" $part "*) ;;
+    *)
+        echo "gpu.sh: no part \"$part\": $parts" >&2
+        exit 2
+        ;;
+    esac
+done
 build=$(cd "${1:-.}" && pwd) || exit 2
 srcdir=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/mpipe-gpu.XXXXXX") || exit 99
@@ -94,8 +114,16 @@ fi
 
 failed=0
 note() { # RESULT WHAT DETAIL
-    printf '%-8s %-34s %s\n' "$1" "$2" "$3" >> "$work/table"
+    printf '%-8s %-34s %s\n' "$1" "$2" "$3" | tee -a "$work/table"
     [ "$1" != FAILED ] || failed=1
+}
+# Whether a part is to run; told if not.
+wants() {
+    case " $only " in
+    *" $1 "*) return 0 ;;
+    esac
+    note "left out" "$1" "--only"
+    return 1
 }
 
 # start WHAT COMMAND...: four at a time, side by side, so that the processor's
@@ -168,17 +196,22 @@ fi
 
 # ---- every op, whole networks ----
 
-start "ops" "$ops"
-start "ops, autotune" env MPIPE_TEST_AUTOTUNE=yes MPIPE_TEST_LARGE=yes \
-    CK_RUN_CASE=bf16_inside XDG_CACHE_HOME="$work" "$ops"
-# Our kernels alone: what else happens only where a library has no way.
-start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
-start "networks against goldens" "$net"
-start "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
-start "key points" env CK_RUN_CASE=merging "$pose"
-start "sessions" "$session"
-start "batches that fit" "$batch"
-finish
+if wants ops; then
+    start "ops" "$ops"
+    start "ops, autotune" env MPIPE_TEST_AUTOTUNE=yes MPIPE_TEST_LARGE=yes \
+        CK_RUN_CASE=bf16_inside XDG_CACHE_HOME="$work" "$ops"
+    # Our kernels alone: what else happens only where a library has no way.
+    start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
+    finish
+fi
+if wants nets; then
+    start "networks against goldens" "$net"
+    start "networks without libraries" env MPIPE_CUDA_LIBRARIES=no "$net"
+    start "key points" env CK_RUN_CASE=merging "$pose"
+    start "sessions" "$session"
+    start "batches that fit" "$batch"
+    finish
+fi
 
 # ---- the program ----
 
@@ -195,48 +228,51 @@ run() {
 same() {
     diff -rq -x 'run*.json' "$work/$1" "$work/$2"
 }
-for precision in fp32 tf32 bf16 fp16; do
-    start "mpipe seg $precision" run "seg-$precision" seg \
-        -o compute.precision=$precision
-    start "mpipe depth $precision" run "depth-$precision" depth \
-        -o compute.precision=$precision
-    start "mpipe pose $precision" run "pose-$precision" pose \
-        -o compute.precision=$precision -o pose.flip=yes
-done
-start "mpipe seg bf16 again" run again seg -o compute.precision=bf16
-for n in 1 3; do
-    start "batch $n, libraries" run "lib$n" seg -o compute.batch=$n
-    MPIPE_CUDA_LIBRARIES=no
-    export MPIPE_CUDA_LIBRARIES
-    start "batch $n, own kernels" run "own$n" seg -o compute.batch=$n
-    unset MPIPE_CUDA_LIBRARIES
-done
-finish
-try "the same run twice, bytes" same seg-bf16 again
-try "bytes for any batch, own kernels" same own1 own3
-# Libraries may choose another way for another batch: told, not failed.
-if same lib1 lib3 > "$work/log"; then
-    note ok "bytes for any batch, libraries" ""
-else
-    note told "bytes for any batch, libraries" "$(wc -l < "$work/log") differ"
+if wants program; then
+    for precision in fp32 tf32 bf16 fp16; do
+        start "mpipe seg $precision" run "seg-$precision" seg \
+            -o compute.precision=$precision
+        start "mpipe depth $precision" run "depth-$precision" depth \
+            -o compute.precision=$precision
+        start "mpipe pose $precision" run "pose-$precision" pose \
+            -o compute.precision=$precision -o pose.flip=yes
+    done
+    start "mpipe seg bf16 again" run again seg -o compute.precision=bf16
+    for n in 1 3; do
+        start "batch $n, libraries" run "lib$n" seg -o compute.batch=$n
+        MPIPE_CUDA_LIBRARIES=no
+        export MPIPE_CUDA_LIBRARIES
+        start "batch $n, own kernels" run "own$n" seg -o compute.batch=$n
+        unset MPIPE_CUDA_LIBRARIES
+    done
+    finish
+    try "the same run twice, bytes" same seg-bf16 again
+    try "bytes for any batch, own kernels" same own1 own3
+    # Libraries may choose another way for another batch: told, not failed.
+    if same lib1 lib3 > "$work/log"; then
+        note ok "bytes for any batch, libraries" ""
+    else
+        note told "bytes for any batch, libraries" "$(wc -l < "$work/log") differ"
+    fi
 fi
 
 # ---- memory ----
 
 sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer)}
-if [ -n "$sanitizer" ]; then
+for tool in memcheck racecheck initcheck synccheck; do
+    wants $tool || continue
+    if [ -z "$sanitizer" ]; then
+        note SKIPPED "compute-sanitizer $tool" "not found"
+        continue
+    fi
     # Our kernels; those of f32 and those of 16 bits.
-    for tool in memcheck racecheck initcheck synccheck; do
-        for kind in fp32 bf16_inside; do
-            start "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
-                MPIPE_CUDA_LIBRARIES=no "$sanitizer" --tool $tool \
-                --error-exitcode 9 "$ops"
-        done
+    for kind in fp32 bf16_inside; do
+        start "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
+            MPIPE_CUDA_LIBRARIES=no "$sanitizer" --tool $tool \
+            --error-exitcode 9 "$ops"
     done
-    finish
-else
-    note SKIPPED "compute-sanitizer" "not found"
-fi
+done
+finish
 
 # Memory in use must not grow with the number of runs.
 # shellcheck disable=SC2154,SC2317
@@ -265,10 +301,12 @@ leaks() {
     echo "passed: 20 pictures $most20 MiB, 1000 pictures $most1000 MiB"
     [ "$most1000" -le $((most20 + 64)) ]
 }
-if command -v nvidia-smi > /dev/null; then
-    try "memory of 1000 runs" leaks
-else
-    note SKIPPED "memory of 1000 runs" "no nvidia-smi"
+if wants leaks; then
+    if command -v nvidia-smi > /dev/null; then
+        try "memory of 1000 runs" leaks
+    else
+        note SKIPPED "memory of 1000 runs" "no nvidia-smi"
+    fi
 fi
 
 echo
