@@ -4,11 +4,11 @@
  *
  * A task is some blocks of queries of one head. Keys go by in blocks, too, each
  * for all of the task before the next; the result so far is rescaled when the
- * running maximum grows. All of it is transposed:
- * a vector holds one component of neighbouring queries, so that keys and
- * values are read where they are, one number broadcast at a time; any head size
- * and any number of keys waste nothing, and softmax has no sums across a
- * vector. Both products are then the same loop:
+ * running maximum grows. All of it is transposed: a vector holds one component
+ * of neighbouring queries, so that keys and values are read where they are, one
+ * number broadcast at a time; any head size and any number of keys waste
+ * nothing, and softmax has no sums across a vector. Both products are then the
+ * same loop:
  *
  *     acc[row][query] += b[row][i] * x[i][query]
  *

@@ -38,7 +38,7 @@ $(cuda_images): %reldir%/prelude.cuh %reldir%/kernels.h core/peak.h %reldir%/nvc
 %reldir%/pointwise.image.c: %reldir%/pointwise.cu
 $(cuda_images):
 	$(AM_V_NVCC)$(MKDIR_P) %reldir% && NVCC='$(NVCC)' BIN2C='$(BIN2C)' \
-		WERROR=$(enable_werror) $(SHELL) $(srcdir)/%reldir%/nvcc.sh $(srcdir)/$(@:.image.c=.cu) \
-		$@ $(NVCCFLAGS) $(CUDA_ARCHS) -I$(srcdir)/core
+		WERROR=$(enable_werror) $(SHELL) $(srcdir)/%reldir%/nvcc.sh \
+		$(srcdir)/$(@:.image.c=.cu) $@ $(NVCCFLAGS) $(CUDA_ARCHS) -I$(srcdir)/core
 endif
 EXTRA_DIST += %reldir%/nvcc.sh
