@@ -7,8 +7,8 @@
 # been built elsewhere and carried there with this source folder beside it.
 # --dry-run: on any machine, everything up to the first call of the device.
 # --only: some parts, where time on the machine is short: ops, nets, program,
-# memcheck, racecheck, initcheck, synccheck, leaks. All but the last take one to
-# four minutes each; the others are told as left out.
+# memcheck, racecheck, initcheck, synccheck, leaks; the others are told as left
+# out.
 # --pack: source/, build/ and lib/ (the libraries that both need, but for CUDA's
 # and those that every system has: an older one here would be taken there by
 # CUDA's, too), for a machine that has none of them; there:
@@ -311,5 +311,11 @@ fi
 
 echo
 cat "$work/table"
-[ $failed = 0 ] && echo "gpu.sh: all good" || echo "gpu.sh: FAILED" >&2
+if [ $failed != 0 ]; then
+    echo "gpu.sh: FAILED" >&2
+elif [ "$only" != "$parts" ]; then
+    echo "gpu.sh: good, but not all was run"
+else
+    echo "gpu.sh: all good"
+fi
 exit $failed
