@@ -123,6 +123,23 @@ static mp_node case_conv3_large_unpadded(struct mp_graph *g)
     return conv(g, IN(1, 34, 35, 32), 30, 3, 1, 0, 1);
 }
 
+/* Large enough for those with 4x4 results at a time: once, and three times. */
+static mp_node case_conv3_larger(struct mp_graph *g)
+{
+    return mp_act(g, conv(g, IN(1, 91, 94, 48), 40, 3, 1, 1, 1), MP_RELU);
+}
+
+static mp_node case_conv3_repeated(struct mp_graph *g)
+{
+    mp_node x = IN(2, 53, 55, 32), w = CONST(0.1f, 0, 32, 32, 3, 3);
+
+    for (int i = 0; i < 3; i++)
+        x = mp_add(
+            g, x,
+            mp_conv2d(g, x, w, (mp_node){0}, (struct mp_conv){1, 1, 1, 1, 1}));
+    return x;
+}
+
 /* And for those in bf16. */
 static mp_node case_conv3_wide(struct mp_graph *g)
 {
@@ -923,6 +940,8 @@ static const struct {
     C(conv3_large),
     C(conv3_large_residual),
     C(conv3_large_unpadded),
+    C(conv3_larger),
+    C(conv3_repeated),
     C(conv3_wide),
     C(conv3_wide_residual),
     C(conv_nearest),

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * blocks.c - convolutions by blocks of tiles. A tile is one result, or, for 3x3
- * convolutions with stride 1 as Winograd's F(2x2, 3x3), 2x2 results from 16
- * products in place of 36:
+ * convolutions with stride 1, 2x2 results as Winograd's F(2x2, 3x3) from 16
+ * products in place of 36, or 4x4 as F(4x4, 3x3) from 36 in place of 144:
  *
  *     y = A^T [(G g G^T) . (B^T d B)] A        for each channel of y and of x
  *
+ * The points of F(2x2, 3x3) are 0, 1, -1 and infinity; those of F(4x4, 3x3) are
+ * 0, LOW, -LOW, HIGH, -HIGH and infinity, with half of the error that it has
+ * with 1 and 2 in their place.
+ *
  * A task is a block of tiles. What each reads of x is copied into scratch: the
- * channels of all taps, or of the 16 points of the transformed window of 4x4
- * pixels. Then, for WIDE channels of the result at a time, come the matrix
- * products, one for each point, and the way back with bias, residual and
- * activation, all of it near in the caches.
+ * channels of all taps, or of the points of the transformed window of pixels.
+ * Then, for WIDE channels of the result at a time, come the matrix products,
+ * one for each point, and the way back with bias, residual and activation, all
+ * of it near in the caches.
  *
  * Sums are taken over CHUNK units at a time, and then of these sums: one chain
  * of additions over all of them would cost digits. The order is the same for
@@ -22,20 +26,35 @@
  */
 #include "cpu/simd.h"
 
-#define POINTS 16
-#define WIDE   32  /* channels of a result at a time */
-#define CHUNK  128 /* units in one chain of additions */
-#define BLOCK  56  /* tiles of a task, at most */
-#define PIXELS 128 /* or of one point, if all threads have a task then */
+#define MOST_POINTS 36
+#define WIDE        32  /* channels of a result at a time */
+#define CHUNK       128 /* units in one chain of additions */
+#define BLOCK       56  /* tiles of a task, at most */
+#define PIXELS      128 /* or of one point, if all threads have a task then */
+
+#define LOW  .70710678f /* sqrt(1 / 2), as for weights in reorder.c */
+#define HIGH 1.41421356f
 
 /* Arrays of vectors live in registers only when all indices are constants. */
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 36")
 
 /* ---- weights: (K / WIDE), points, depth, WIDE; missing channels are 0 ---- */
 
+/* Results of a tile, each way. */
+static int side_of(enum k_way way)
+{
+    return way == K_DIRECT ? 1 : way == K_WINOGRAD_4 ? 4 : 2;
+}
+
+/* Pixels of a window, likewise: as many points, each way. */
+static int across_of(enum k_way way)
+{
+    return way == K_DIRECT ? 1 : side_of(way) + 2;
+}
+
 static int64_t points_of(enum k_way way)
 {
-    return way == K_DIRECT ? 1 : POINTS;
+    return across_of(way) * across_of(way);
 }
 
 /* Channels in a unit. */
@@ -61,7 +80,8 @@ void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
 {
     const struct k_layout plain = {.dim = {k, c, r, s},
                                    .stride = {c * r * s, r * s, s, 1}};
-    int64_t h = way == K_DIRECT ? r : 4, v = way == K_DIRECT ? s : 4;
+    int64_t h = way == K_DIRECT ? r : across_of(way);
+    int64_t v = way == K_DIRECT ? s : across_of(way);
     int64_t pair = unit_of(way), unit = WIDE * pair;
     int64_t point = k_ceil_div(c, pair) * unit;
     const struct k_layout blocks = {
@@ -98,12 +118,6 @@ static int64_t m_point(int64_t tiles)
     return tiles * WIDE + 16;
 }
 
-/* Results of a tile, each way. */
-static int64_t side(const struct k_conv *a)
-{
-    return a->way == K_DIRECT ? 1 : 2;
-}
-
 /* A tile's picture and its first result there. */
 struct place {
     int64_t n, y, x;
@@ -111,7 +125,7 @@ struct place {
 
 static struct place place_of(const struct block *b, int64_t tile)
 {
-    int64_t n = side(b->a), i = b->first + tile;
+    int64_t n = side_of(b->a->way), i = b->first + tile;
     int64_t across = k_ceil_div(b->a->yw, n), down = k_ceil_div(b->a->yh, n);
 
     return (struct place){i / across / down, i / across % down * n,
@@ -162,8 +176,8 @@ static void copy_taps(const struct block *b, struct k_in x)
 
 /* ---- to points, and back ---- */
 
-/* A window of 4x4 pixels, in rows, of n channels as points: `point` units
- * apart, up to 15 more channels that are 0. */
+/* A window of pixels, in rows, of n channels as points: `point` units apart, up
+ * to 15 more channels that are 0. */
 typedef void windows(float *to, int64_t point, const void *const *from,
                      enum mp_dtype t, int64_t n);
 
@@ -188,36 +202,62 @@ typedef void finish(const struct block *b, const struct result *s,
 #undef V
 #undef LANES
 
-/* Vectors are no longer than registers: others would be kept in memory. */
+/* What a way does with tiles. */
+struct tiles {
+    windows *windows; /* NULL: copies taps */
+    finish *finish;
+};
+
+/* For each kind of CPU and each side, a number known when compiling. Vectors
+ * are no longer than registers: others would be kept in memory. */
+#define WINDOWS(side, cpu)                                                     \
+    TARGET static void windows_##side##_##cpu(float *to, int64_t point,        \
+                                              const void *const *from,         \
+                                              enum mp_dtype t, int64_t n)      \
+    {                                                                          \
+        (void)t; /* f32 */                                                     \
+        V(windows)(to, point, side + 2, from, n);                              \
+    }
+#define FINISH(side, cpu)                                                      \
+    TARGET static void finish_##side##_##cpu(const struct block *b,            \
+                                             const struct result *s,           \
+                                             const float *m, int64_t k)        \
+    {                                                                          \
+        V(finish)(b, side, s, m, k);                                           \
+    }
+#define TILES(cpu)                                                             \
+    WINDOWS(2, cpu)                                                            \
+    WINDOWS(4, cpu)                                                            \
+    FINISH(1, cpu)                                                             \
+    FINISH(2, cpu)                                                             \
+    FINISH(4, cpu)                                                             \
+    static struct tiles tiles_##cpu(enum k_way way)                            \
+    {                                                                          \
+        switch (side_of(way)) {                                                \
+        case 1:                                                                \
+            return (struct tiles){NULL, finish_1_##cpu};                       \
+        case 2:                                                                \
+            return (struct tiles){windows_2_##cpu, finish_2_##cpu};            \
+        default:                                                               \
+            return (struct tiles){windows_4_##cpu, finish_4_##cpu};            \
+        }                                                                      \
+    }
+
+#define V(name) name##_8
+#define TARGET
+TILES(plain)
 #if defined(__x86_64__)
-K_TARGET_AVX512 static void windows_avx512(float *to, int64_t point,
-                                           const void *const *from,
-                                           enum mp_dtype t, int64_t n)
-{
-    windows_16(to, point, from, t, n);
-}
-
-K_TARGET_AVX512 static void finish_avx512(const struct block *b,
-                                          const struct result *s,
-                                          const float *m, int64_t k)
-{
-    finish_16(b, s, m, k);
-}
-
-K_TARGET_AVX2 static void windows_avx2(float *to, int64_t point,
-                                       const void *const *from, enum mp_dtype t,
-                                       int64_t n)
-{
-    windows_8(to, point, from, t, n);
-}
-
-K_TARGET_AVX2 static void finish_avx2(const struct block *b,
-                                      const struct result *s, const float *m,
-                                      int64_t k)
-{
-    finish_8(b, s, m, k);
-}
+#undef TARGET
+#define TARGET K_TARGET_AVX2
+TILES(avx2)
+#undef TARGET
+#undef V
+#define TARGET  K_TARGET_AVX512
+#define V(name) name##_16
+TILES(avx512)
 #endif
+#undef TARGET
+#undef V
 
 /* ---- the products ---- */
 
@@ -391,9 +431,9 @@ K_TARGET_BF16 K_INLINE void window_bf16(uint16_t *to, int64_t point,
                                         const void *const *from,
                                         enum mp_dtype t, int64_t c, int64_t n)
 {
-    k_vec16 d[POINTS];
+    k_vec16 d[16];
 
-    transform_16(d, from, t, c, n);
+    transform_16(d, 4, from, t, c, n);
     to += c;
     narrow_row(to + 4 * point, point, d + 4);
     narrow_row(to + 8 * point, point, d + 8);
@@ -489,25 +529,31 @@ static void products_plain(float *m, int64_t rows, const float *u,
 struct engine {
     int64_t rows, channels; /* that it multiplies at a time: tiles, at most, and
                                channels of the result */
-    windows *windows;
+    int64_t chain;          /* units whose products it adds up in one */
+    struct tiles tiles;
     products *products;
-    finish *finish;
 };
 
 static struct engine engine(enum k_way way)
 {
+    /* The way back from 36 points enlarges errors of sums: with shorter chains
+     * the whole has 2.3 times the error of F(2x2, 3x3), otherwise 3. */
+    int64_t chain = way == K_WINOGRAD_4 ? CHUNK / 2 : CHUNK;
+    struct engine e = {1, WIDE, chain, tiles_plain(way), products_plain};
+
 #if defined(__x86_64__)
-    if (way == K_WINOGRAD_BF16)
-        return (struct engine){ROWS_AVX512, WIDE, windows_bf16, products_bf16,
-                               finish_avx512};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, WIDE, windows_avx512,
-                               products_avx512, finish_avx512};
-    if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, WIDE / 2, windows_avx2, products_avx2,
-                               finish_avx2};
+        e = (struct engine){ROWS_AVX512, WIDE, chain, tiles_avx512(way),
+                            products_avx512};
+    else if (k_level() == K_AVX2)
+        e = (struct engine){ROWS_AVX2, WIDE / 2, chain, tiles_avx2(way),
+                            products_avx2};
+    if (way == K_WINOGRAD_BF16) {
+        e.tiles.windows = windows_bf16;
+        e.products = products_bf16;
+    }
 #endif
-    return (struct engine){1, WIDE, windows_8, products_plain, finish_8};
+    return e;
 }
 
 int k_has_conv(void)
@@ -521,21 +567,22 @@ static void copy_windows(const struct block *b, const struct engine *e,
     static const char zeros[2 * CHUNK * sizeof(float)];
     int64_t most = CHUNK * unit_of(b->a->way); /* channels in a chunk */
     size_t step = (size_t)most * k_size(x.t);
+    int across = across_of(b->a->way);
 
     for (int64_t i = 0; i < b->tiles; i++) {
-        const char *from[POINTS];
-        const void *at[POINTS];
+        const char *from[MOST_POINTS];
+        const void *at[MOST_POINTS];
         struct place t = place_of(b, i);
 
-        for (int j = 0; j < POINTS; j++)
-            from[j] = pixel(b->a, x, t, j / 4, j % 4);
+        for (int j = 0; j < b->points; j++)
+            from[j] = pixel(b->a, x, t, j / across, j % across);
         for (int64_t c = 0; c < b->a->c; c += most) {
-            for (int j = 0; j < POINTS; j++) {
+            for (int j = 0; j < b->points; j++) {
                 at[j] = from[j] ? from[j] : zeros;
                 from[j] += from[j] ? step : 0;
             }
-            e->windows(b->u + (c / most * b->tiles + i) * CHUNK, b->u_point, at,
-                       x.t, k_min(most, b->a->c - c));
+            e->tiles.windows(b->u + (c / most * b->tiles + i) * CHUNK,
+                             b->u_point, at, x.t, k_min(most, b->a->c - c));
         }
     }
 }
@@ -548,18 +595,23 @@ static void add_chunk(const struct block *b, const struct engine *e, float *m,
 {
     int64_t groups = k_ceil_div(b->tiles, e->rows), call = 0;
     int64_t calls = groups * WIDE / e->channels;
-    struct ahead ahead = {next, 0};
+    int slow = 0;
 
-    while (calls >> ahead.slow >= 4) /* evenly: there are 2 n lines */
-        ahead.slow++;
+    while (calls >> slow >= 4) /* evenly: there are 2 n lines */
+        slow++;
     for (int64_t c = 0; c < WIDE; c += e->channels)
         for (int64_t i = 0, g = 1; g <= groups; g++) {
-            int64_t end = b->tiles * g / groups;
+            int64_t end = b->tiles * g / groups, part;
 
-            e->products(m + i * WIDE + c, end - i, u + i * CHUNK, w + c, n,
-                        more, ahead);
-            if (++call < 2 << ahead.slow)
-                ahead.p += 16 * (n >> ahead.slow);
+            for (int64_t d = 0; d < n; d += part) {
+                struct ahead ahead = {next + 16 * (d >> slow), slow};
+
+                part = k_min(e->chain, n - d);
+                e->products(m + i * WIDE + c, end - i, u + i * CHUNK + d,
+                            w + d * WIDE + c, part, more || d, ahead);
+            }
+            if (++call < 2 << slow)
+                next += 16 * (n >> slow);
             i = end;
         }
 }
@@ -607,14 +659,14 @@ struct shares {
 
 static struct shares shares_of(const struct k_conv *a, int threads)
 {
-    int64_t n = side(a), points = points_of(a->way);
+    int64_t n = side_of(a->way), points = points_of(a->way);
     int64_t depth = depth_of(a->c, a->r * a->s, a->way);
     int64_t wides = k_ceil_div(a->k, WIDE), each;
     struct shares s = {0};
 
     s.tiles = a->n * k_ceil_div(a->yh, n) * k_ceil_div(a->yw, n);
     s.blocks = k_ceil_div(s.tiles, BLOCK);
-    if (points == 1 && s.blocks > threads) {
+    if (a->way == K_DIRECT && s.blocks > threads) {
         s.blocks = k_ceil_div(s.tiles, PIXELS);
         s.blocks = s.blocks > threads ? s.blocks : threads;
     }
@@ -647,16 +699,17 @@ static void run(const struct block *b, const struct engine *e,
                 const struct result *s, struct k_in x, const float *w,
                 int64_t k, int64_t end)
 {
-    if (b->a->way == K_DIRECT)
-        copy_taps(b, x);
-    else
+    if (e->tiles.windows)
         copy_windows(b, e, x);
+    else
+        copy_taps(b, x);
     for (int64_t wides; k < end; k += wides * WIDE) {
         wides = k_min(wides_of(b->depth), k_ceil_div(end - k, WIDE));
         for (int64_t p = 0; p < b->points; p++)
             at_point(b, e, p, w + k * b->points * b->depth, wides);
         for (int64_t i = 0; i < wides; i++)
-            e->finish(b, s, b->m + i * b->points * b->m_point, k + i * WIDE);
+            e->tiles.finish(b, s, b->m + i * b->points * b->m_point,
+                            k + i * WIDE);
     }
 }
 

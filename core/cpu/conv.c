@@ -35,10 +35,11 @@ struct shape {
     dnnl_dim_t n, h, w, c, oh, ow, k, r, s;
     struct mp_conv p;
     int transposed;
-    int constants; /* weights and bias */
-    int exact;     /* all in f32 */
-    int narrow;    /* products of bf16 */
-    int enlarged;  /* x is, before */
+    int constants;   /* weights and bias */
+    int exact;       /* all in f32 */
+    int narrow;      /* products of bf16 */
+    int enlarged;    /* x is, before */
+    dnnl_dim_t uses; /* of these weights, in a run */
 };
 
 /* ---- ways to compute one: the first that fits ---- */
@@ -249,24 +250,35 @@ static int is_ours(const struct shape *q)
            k_has_conv();
 }
 
-/* Winograd's way has 4/9 of the products. Measured likewise it takes, with 128
- * channels and more, 1/1.9 of oneDNN's time at 256 tiles (32 x 32) and up,
- * 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32 channels. But weights grow by 7/9,
- * and most weights are in maps so small that little time is gained: from 256
- * tiles on, a full-size network takes 11 % of memory more and a third of time
- * less; from 64 on, 15 % more of memory and 3 % less of time. The size of the
- * batch has no say in it: it must not change results. */
-#define TILES 256
+/* Winograd's ways. With 2x2 results at a time it has 4/9 of the products, and
+ * takes, measured likewise with 128 channels and more, 1/1.9 of oneDNN's time
+ * at 256 tiles (32 x 32) and up, 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32
+ * channels. With 4x4 it has 1/4, and takes, on two threads of a Zen 3, 1/1.5 of
+ * the time with 2x2 from 32 x 32 on, 1/1.7 with 512 channels.
+ *
+ * But weights grow by 7/9, or become four times as large, and most weights are
+ * in maps so small that little time is gained. Time gained for memory grows
+ * with the results that are computed with the same weights in a run: these
+ * decide. The size of the batch has no say in it: it must not change results.
+ */
+#define TILES   256
+#define TILES_4 512 /* for all uses of the weights together */
 
-static int has_tiles(const struct shape *q, dnnl_dim_t tiles)
+static int has_tiles(const struct shape *q, dnnl_dim_t side, dnnl_dim_t tiles)
 {
     return !q->transposed && q->r == 3 && q->s == 3 && q->p.stride == 1 &&
-           q->p.top <= 1 && q->p.left <= 1 && q->oh * q->ow >= 4 * tiles;
+           q->p.top <= 1 && q->p.left <= 1 &&
+           q->oh * q->ow >= side * side * tiles;
 }
 
 static int is_tiled(const struct shape *q)
 {
-    return is_ours(q) && has_tiles(q, TILES);
+    return is_ours(q) && has_tiles(q, 2, TILES);
+}
+
+static int is_tiled_4(const struct shape *q)
+{
+    return is_ours(q) && has_tiles(q, 4, TILES_4 / q->uses);
 }
 
 /* In bf16 oneDNN's take, measured likewise, 1.6 to 2.2 times as long as
@@ -278,7 +290,7 @@ static int is_tiled(const struct shape *q)
 
 static int is_tiled_bf16(const struct shape *q)
 {
-    return q->constants && q->narrow && has_tiles(q, TILES_BF16) &&
+    return q->constants && q->narrow && has_tiles(q, 2, TILES_BF16) &&
            q->c >= CHANNELS && q->k >= CHANNELS &&
            q->c * q->k >= WEIGHTS_BF16 && k_has_bf16() && !k_has_amx();
 }
@@ -358,6 +370,12 @@ static const struct cpu_way ways[] = {
      .bare = 1,
      .finish = add_taps,
      .scratch = sum_scratch},
+    {.fits = is_tiled_4,
+     .rewrite = as_given,
+     .weights = WINOGRAD_4,
+     .name = "winograd_4",
+     .scratch = blocks_scratch,
+     .run = run_blocks},
     {.fits = is_tiled,
      .rewrite = as_given,
      .weights = WINOGRAD_WEIGHTS,
@@ -389,9 +407,20 @@ static int is_constant(const struct mp_step *s, const struct mp_value *v, int k)
     return s->in[k] == MP_NO_VALUE || v[s->in[k]].place == MP_CONSTANT;
 }
 
-static void shape_of(struct shape *q, const struct mp_step *s,
-                     const struct mp_value *v)
+/* Of the weights of step s: itself, and where a network runs repeatedly. */
+static dnnl_dim_t uses_of(const struct mp_program *p, const struct mp_step *s)
 {
+    dnnl_dim_t n = 0;
+
+    for (size_t i = 0; i < p->nstep; i++)
+        n += p->step[i].nin > 1 && p->step[i].in[1] == s->in[1];
+    return n;
+}
+
+static void shape_of(struct shape *q, const struct mp_program *p,
+                     const struct mp_step *s)
+{
+    const struct mp_value *v = p->value;
     const struct mp_value *x = &v[s->in[0]], *w = &v[s->in[1]];
     const struct mp_value *y = &v[s->out];
 
@@ -407,6 +436,7 @@ static void shape_of(struct shape *q, const struct mp_step *s,
     q->k = w->dim[q->transposed ? 1 : 0];
     q->r = w->ndim == 4 ? w->dim[2] : 1;
     q->s = w->ndim == 4 ? w->dim[3] : 1;
+    q->uses = uses_of(p, s);
     q->n = x->dim[0];
     if (x->ndim == 4) {
         q->h = x->dim[1];
@@ -758,7 +788,7 @@ int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
     struct shape q;
     int rc = take_constants(c, plan, p, s, err);
 
-    shape_of(&q, s, p->value);
+    shape_of(&q, p, s);
     c->way = choose(&q);
     if (!rc && s->attr.act >= (int)(sizeof act_table / sizeof *act_table))
         rc = mp_fail(err, MP_ENOTSUP, "activation %d", s->attr.act);

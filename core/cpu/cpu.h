@@ -18,6 +18,7 @@ enum form {
     TAP_WEIGHTS,      /* K,C,R,S as R,S,K,C: a product for each tap */
     BLOCK_WEIGHTS,    /* K,C,R,S as k_conv_pack does */
     WINOGRAD_WEIGHTS, /* K,C,3,3 likewise */
+    WINOGRAD_4,       /* K,C,3,3 likewise */
     WINOGRAD_BF16,    /* K,C,3,3 likewise */
     AS_BF16           /* plain, in that type */
 };

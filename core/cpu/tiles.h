@@ -43,9 +43,9 @@ K_INLINE void V(store)(struct k_out y, int64_t at, int64_t n, const V(vec) * v)
     memcpy((uint16_t *)y.p + at, &h, (size_t)n * sizeof(uint16_t));
 }
 
-/* ---- B^T d B ---- */
+/* ---- B^T d B: points `step` apart, in place ---- */
 
-K_INLINE void V(differences)(V(vec) * d, int step)
+K_INLINE void V(points_4)(V(vec) * d, int step)
 {
     V(vec) first = d[0] - d[2 * step], last = d[step] - d[3 * step];
     V(vec) sum = d[step] + d[2 * step];
@@ -56,52 +56,95 @@ K_INLINE void V(differences)(V(vec) * d, int step)
     d[3 * step] = last;
 }
 
-/* n channels, LANES at most, from the c-th on. */
-K_INLINE void V(transform)(V(vec) * d, const void *const *from, enum mp_dtype t,
-                           int64_t c, int64_t n)
+K_INLINE void V(points_6)(V(vec) * d, int step)
 {
-    UNROLL
-    for (int i = 0; i < POINTS; i++)
-        V(load)(&d[i], (struct k_in){from[i], t}, c, n);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        V(differences)(d + i, 4);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        V(differences)(d + 4 * i, 1);
+    V(vec) even = d[4 * step] - 2 * d[2 * step];
+    V(vec) odd = LOW * (d[3 * step] - 2 * d[step]);
+    V(vec) even_2 = d[4 * step] - .5f * d[2 * step];
+    V(vec) odd_2 = HIGH * (d[3 * step] - .5f * d[step]);
+
+    d[0] += d[4 * step] - 2.5f * d[2 * step];
+    d[5 * step] += d[step] - 2.5f * d[3 * step];
+    d[step] = even + odd;
+    d[2 * step] = even - odd;
+    d[3 * step] = even_2 + odd_2;
+    d[4 * step] = even_2 - odd_2;
 }
 
-K_INLINE void V(window)(float *to, int64_t point, const void *const *from,
-                        int64_t c, int64_t n)
+K_INLINE void V(points)(V(vec) * d, int across, int step)
 {
-    V(vec) d[POINTS];
+    if (across == 6)
+        V(points_6)(d, step);
+    else
+        V(points_4)(d, step);
+}
 
-    V(transform)(d, from, MP_F32, c, n);
+/* n channels, LANES at most, from the c-th on, of a window of 4 or 6 pixels
+ * across. */
+K_INLINE void V(transform)(V(vec) * d, int across, const void *const *from,
+                           enum mp_dtype t, int64_t c, int64_t n)
+{
     UNROLL
-    for (int i = 0; i < POINTS; i++)
+    for (int i = 0; i < across * across; i++)
+        V(load)(&d[i], (struct k_in){from[i], t}, c, n);
+    UNROLL
+    for (int i = 0; i < across; i++)
+        V(points)(d + i, across, across);
+    UNROLL
+    for (int i = 0; i < across; i++)
+        V(points)(d + across * i, across, 1);
+}
+
+K_INLINE void V(window)(float *to, int64_t point, int across,
+                        const void *const *from, int64_t c, int64_t n)
+{
+    V(vec) d[MOST_POINTS];
+
+    V(transform)(d, across, from, MP_F32, c, n);
+    UNROLL
+    for (int i = 0; i < across * across; i++)
         memcpy(to + i * point + c, &d[i], sizeof d[i]);
 }
 
-K_INLINE void V(windows)(float *to, int64_t point, const void *const *from,
-                         enum mp_dtype t, int64_t n)
+K_INLINE void V(windows)(float *to, int64_t point, int across,
+                         const void *const *from, int64_t n)
 {
     int64_t c = 0;
 
-    (void)t; /* f32 */
     for (; c + LANES <= n; c += LANES)
-        V(window)(to, point, from, c, LANES);
+        V(window)(to, point, across, from, c, LANES);
     if (c < n)
-        V(window)(to, point, from, c, n - c);
+        V(window)(to, point, across, from, c, n - c);
 }
 
 /* ---- A^T m A, and what follows ---- */
 
-K_INLINE void V(sums)(V(vec) * m, int step)
+K_INLINE void V(results_2)(V(vec) * m, int step)
 {
     V(vec) a = m[step] + m[2 * step], b = m[step] - m[2 * step];
 
     m[0] += a;
     m[step] = b - m[3 * step];
+}
+
+K_INLINE void V(results_4)(V(vec) * m, int step)
+{
+    V(vec) even = m[step] + m[2 * step], even_2 = m[3 * step] + m[4 * step];
+    V(vec) odd = LOW * (m[step] - m[2 * step]);
+    V(vec) odd_2 = HIGH * (m[3 * step] - m[4 * step]);
+
+    m[0] += even + even_2;
+    m[step] = odd + odd_2;
+    m[2 * step] = .5f * even + 2 * even_2;
+    m[3 * step] = .5f * odd + 2 * odd_2 + m[5 * step];
+}
+
+K_INLINE void V(results)(V(vec) * m, int side, int step)
+{
+    if (side == 4)
+        V(results_4)(m, step);
+    else
+        V(results_2)(m, step);
 }
 
 /* n channels of a result from the k-th on; LANES of n are known to be there
@@ -124,29 +167,30 @@ K_INLINE void V(put)(const struct result *s, int64_t at, int64_t k, int64_t n,
     V(store)(s->y, at, n, &y);
 }
 
-/* n channels, LANES at most, of a tile. */
-K_INLINE void V(tile)(const struct block *b, const struct result *s,
+/* n channels, LANES at most, of a tile of 2 or 4 results across. */
+K_INLINE void V(tile)(const struct block *b, int side, const struct result *s,
                       const float *m, struct place t, int64_t k, int64_t n)
 {
     const struct k_conv *a = b->a;
-    V(vec) d[POINTS];
+    int across = side + 2;
+    V(vec) d[MOST_POINTS];
 
     UNROLL
-    for (int i = 0; i < POINTS; i++)
+    for (int i = 0; i < across * across; i++)
         memcpy(&d[i], m + i * b->m_point, sizeof d[i]);
     UNROLL
-    for (int i = 0; i < 4; i++)
-        V(sums)(d + i, 4);
+    for (int i = 0; i < across; i++)
+        V(results)(d + i, side, across);
     UNROLL
-    for (int i = 0; i < 2; i++)
-        V(sums)(d + 4 * i, 1);
+    for (int i = 0; i < side; i++)
+        V(results)(d + across * i, side, 1);
     UNROLL
-    for (int i = 0; i < 4; i++) {
-        int64_t y = t.y + i / 2, x = t.x + i % 2;
+    for (int i = 0; i < side * side; i++) {
+        int64_t y = t.y + i / side, x = t.x + i % side;
         int64_t at = ((t.n * a->yh + y) * a->yw + x) * a->k + k;
 
         if (y < a->yh && x < a->yw)
-            V(put)(s, at, k, n, &d[i / 2 * 4 + i % 2], a->act);
+            V(put)(s, at, k, n, &d[i / side * across + i % side], a->act);
     }
 }
 
@@ -161,11 +205,10 @@ K_INLINE void V(one)(const struct block *b, const struct result *s,
     V(put)(s, at, k, n, &sum, a->act);
 }
 
-K_INLINE void V(finish)(const struct block *b, const struct result *s,
+/* side: a number known when compiling */
+K_INLINE void V(finish)(const struct block *b, int side, const struct result *s,
                         const float *m, int64_t k)
 {
-    int direct = b->a->way == K_DIRECT;
-
     for (int64_t i = 0; i < b->tiles; i++) {
         struct place t = place_of(b, i);
 
@@ -174,14 +217,14 @@ K_INLINE void V(finish)(const struct block *b, const struct result *s,
             int64_t n = b->a->k - k - j;
 
             /* LANES mostly: let that be known when compiling */
-            if (direct && n >= LANES)
+            if (side == 1 && n >= LANES)
                 V(one)(b, s, at, t, k + j, LANES);
-            else if (direct)
+            else if (side == 1)
                 V(one)(b, s, at, t, k + j, n);
             else if (n >= LANES)
-                V(tile)(b, s, at, t, k + j, LANES);
+                V(tile)(b, side, s, at, t, k + j, LANES);
             else
-                V(tile)(b, s, at, t, k + j, n);
+                V(tile)(b, side, s, at, t, k + j, n);
         }
     }
 }
