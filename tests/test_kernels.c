@@ -370,7 +370,6 @@ START_TEST(test_conv)
     if (convs[_i].r != 3 || convs[_i].s != 3 || convs[_i].stride != 1)
         return;
     check_conv(_i, K_WINOGRAD, types[0]);
-    check_conv(_i, K_WINOGRAD_4, types[0]);
     for (int k = 0; k < N(types) && k_has_bf16(); k++)
         check_conv(_i, K_WINOGRAD_BF16, types[k]);
 }

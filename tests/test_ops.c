@@ -105,7 +105,7 @@ static mp_node case_conv3_batch(struct mp_graph *g)
     return conv(g, IN(3, 8, 8, 64), 64, 3, 1, 1, 0);
 }
 
-/* Large enough for the CPU's Winograd convolutions. */
+/* Of many blocks on the CPU. */
 static mp_node case_conv3_large(struct mp_graph *g)
 {
     return mp_act(g, conv(g, IN(2, 33, 37, 48), 72, 3, 1, 1, 1), MP_RELU);
@@ -123,24 +123,25 @@ static mp_node case_conv3_large_unpadded(struct mp_graph *g)
     return conv(g, IN(1, 34, 35, 32), 30, 3, 1, 0, 1);
 }
 
-/* Large enough for those with 4x4 results at a time: once, and three times. */
+/* Large enough for the CPU's Winograd convolutions. */
 static mp_node case_conv3_larger(struct mp_graph *g)
 {
-    return mp_act(g, conv(g, IN(1, 91, 94, 48), 40, 3, 1, 1, 1), MP_RELU);
+    return mp_act(g, conv(g, IN(2, 58, 61, 96), 72, 3, 1, 1, 1), MP_RELU);
 }
 
-static mp_node case_conv3_repeated(struct mp_graph *g)
+static mp_node case_conv3_larger_residual(struct mp_graph *g)
 {
-    mp_node x = IN(2, 53, 55, 32), w = CONST(0.1f, 0, 32, 32, 3, 3);
+    mp_node x = conv(g, IN(1, 18, 17, 40), 288, 1, 1, 0, 1);
 
-    for (int i = 0; i < 3; i++)
-        x = mp_add(
-            g, x,
-            mp_conv2d(g, x, w, (mp_node){0}, (struct mp_conv){1, 1, 1, 1, 1}));
-    return x;
+    return mp_add(g, x, conv(g, mp_act(g, x, MP_SILU), 288, 3, 1, 1, 0));
 }
 
-/* And for those in bf16. */
+static mp_node case_conv3_larger_unpadded(struct mp_graph *g)
+{
+    return conv(g, IN(1, 33, 130, 73), 96, 3, 1, 0, 1);
+}
+
+/* For those in bf16. */
 static mp_node case_conv3_wide(struct mp_graph *g)
 {
     return mp_act(g, conv(g, IN(2, 9, 15, 67), 80, 3, 1, 1, 1), MP_RELU);
@@ -941,7 +942,8 @@ static const struct {
     C(conv3_large_residual),
     C(conv3_large_unpadded),
     C(conv3_larger),
-    C(conv3_repeated),
+    C(conv3_larger_residual),
+    C(conv3_larger_unpadded),
     C(conv3_wide),
     C(conv3_wide_residual),
     C(conv_nearest),

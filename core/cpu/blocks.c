@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * blocks.c - convolutions by blocks of tiles. A tile is one result, or, for 3x3
- * convolutions with stride 1, 2x2 results as Winograd's F(2x2, 3x3) from 16
- * products in place of 36, or 4x4 as F(4x4, 3x3) from 36 in place of 144:
+ * convolutions with stride 1 as Winograd's F(4x4, 3x3), 4x4 results from 36
+ * products in place of 144; in bf16, as F(2x2, 3x3), 2x2 from 16 in place of
+ * 36:
  *
  *     y = A^T [(G g G^T) . (B^T d B)] A        for each channel of y and of x
  *
@@ -16,9 +17,14 @@
  * one for each point, and the way back with bias, residual and activation, all
  * of it near in the caches.
  *
- * Sums are taken over CHUNK units at a time, and then of these sums: one chain
- * of additions over all of them would cost digits. The order is the same for
- * every tile, so that blocks and threads do not change results.
+ * Points of weights take four times the memory of weights. In f32 they are made
+ * of a few channels at a time, next to the products that want them: that costs
+ * some per cent of a large map's time, and makes small maps faster, where
+ * reading weights takes long.
+ *
+ * Sums are taken over CHUNK units at a time or less, and then of these sums:
+ * one chain of additions over all of them would cost digits. The order is the
+ * same for every tile, so that blocks and threads do not change results.
  *
  * A unit of what is multiplied is a number in f32, or a pair of bf16, two
  * channels, whose products are added up in f32. It is rounded after the
@@ -28,22 +34,24 @@
 
 #define MOST_POINTS 36
 #define WIDE        32  /* channels of a result at a time */
-#define CHUNK       128 /* units in one chain of additions */
-#define BLOCK       56  /* tiles of a task, at most */
+#define CHUNK       128 /* units that lie together */
+#define CHAIN       64  /* units in one chain of additions for F(4x4, 3x3) */
+#define BLOCK       64  /* tiles of a task, at most */
 #define PIXELS      128 /* or of one point, if all threads have a task then */
+#define MOST_TILES  PIXELS
 
-#define LOW  .70710678f /* sqrt(1 / 2), as for weights in reorder.c */
+#define LOW  .70710678f /* sqrt(1 / 2) */
 #define HIGH 1.41421356f
 
 /* Arrays of vectors live in registers only when all indices are constants. */
 #define UNROLL _Pragma("GCC unroll 36")
 
-/* ---- weights: (K / WIDE), points, depth, WIDE; missing channels are 0 ---- */
+/* ---- ways ---- */
 
 /* Results of a tile, each way. */
 static int side_of(enum k_way way)
 {
-    return way == K_DIRECT ? 1 : way == K_WINOGRAD_4 ? 4 : 2;
+    return way == K_DIRECT ? 1 : way == K_WINOGRAD ? 4 : 2;
 }
 
 /* Pixels of a window, likewise: as many points, each way. */
@@ -63,15 +71,21 @@ static int64_t unit_of(enum k_way way)
     return way == K_WINOGRAD_BF16 ? 2 : 1;
 }
 
+/* Units whose products are added up for a result, or for a point. */
 static int64_t depth_of(int64_t c, int64_t taps, enum k_way way)
 {
     return way == K_DIRECT ? c * taps : k_ceil_div(c, unit_of(way));
 }
 
+/* ---- weights: (K / WIDE), taps or in bf16 points, units of C, WIDE ----
+ * Missing channels are 0. */
+
 size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, enum k_way way)
 {
-    return (size_t)(k_ceil_div(k, WIDE) * points_of(way) *
-                    depth_of(c, taps, way) * WIDE) *
+    int64_t each = way == K_WINOGRAD_BF16 ? points_of(way) : taps;
+
+    return (size_t)(k_ceil_div(k, WIDE) * each * k_ceil_div(c, unit_of(way)) *
+                    WIDE) *
            sizeof(float);
 }
 
@@ -80,8 +94,8 @@ void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
 {
     const struct k_layout plain = {.dim = {k, c, r, s},
                                    .stride = {c * r * s, r * s, s, 1}};
-    int64_t h = way == K_DIRECT ? r : across_of(way);
-    int64_t v = way == K_DIRECT ? s : across_of(way);
+    int64_t h = way == K_WINOGRAD_BF16 ? across_of(way) : r;
+    int64_t v = way == K_WINOGRAD_BF16 ? across_of(way) : s;
     int64_t pair = unit_of(way), unit = WIDE * pair;
     int64_t point = k_ceil_div(c, pair) * unit;
     const struct k_layout blocks = {
@@ -97,12 +111,19 @@ void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
 
 /* ---- a block of tiles ---- */
 
+/* A tile's picture and its first result there. */
+struct place {
+    int64_t n, y, x;
+};
+
 struct block {
     const struct k_conv *a;
     int64_t first, tiles; /* in the order of pictures, rows, columns */
+    struct place place[MOST_TILES];
     int64_t points, depth;
     float *u; /* points, depth / CHUNK, tiles, CHUNK; units */
-    float *m; /* wides_of(depth), points, tiles, WIDE */
+    float *v; /* points, CHAIN, WIDE: of weights, if they are made here */
+    float *m; /* wides_of(way, depth), points, tiles, WIDE */
     int64_t u_point, m_point;
 };
 
@@ -118,15 +139,12 @@ static int64_t m_point(int64_t tiles)
     return tiles * WIDE + 16;
 }
 
-/* A tile's picture and its first result there. */
-struct place {
-    int64_t n, y, x;
-};
+static const int64_t v_point = CHAIN * WIDE + 16;
 
-static struct place place_of(const struct block *b, int64_t tile)
+static struct place place_of(const struct k_conv *a, int64_t i)
 {
-    int64_t n = side_of(b->a->way), i = b->first + tile;
-    int64_t across = k_ceil_div(b->a->yw, n), down = k_ceil_div(b->a->yh, n);
+    int64_t n = side_of(a->way);
+    int64_t across = k_ceil_div(a->yw, n), down = k_ceil_div(a->yh, n);
 
     return (struct place){i / across / down, i / across % down * n,
                           i % across * n};
@@ -167,7 +185,7 @@ static void copy_taps(const struct block *b, struct k_in x)
     const struct k_conv *a = b->a;
 
     for (int64_t i = 0; i < b->tiles; i++) {
-        struct place t = place_of(b, i);
+        struct place t = b->place[i];
 
         for (int64_t j = 0; j < a->r * a->s; j++)
             copy_tap(b, i, j * a->c, pixel(a, x, t, j / a->s, j % a->s));
@@ -187,6 +205,10 @@ struct result {
     struct k_in residual; /* p NULL: none */
 };
 
+/* Weights of n units, tap after tap, `tap` apart, as points. */
+typedef void weights(float *to, int64_t point, const float *w, int64_t tap,
+                     int64_t n);
+
 /* WIDE channels of the result from the k-th on, of all tiles of a block. */
 typedef void finish(const struct block *b, const struct result *s,
                     const float *m, int64_t k);
@@ -205,18 +227,23 @@ typedef void finish(const struct block *b, const struct result *s,
 /* What a way does with tiles. */
 struct tiles {
     windows *windows; /* NULL: copies taps */
+    weights *weights; /* NULL: they are points, or taps */
     finish *finish;
 };
 
-/* For each kind of CPU and each side, a number known when compiling. Vectors
- * are no longer than registers: others would be kept in memory. */
-#define WINDOWS(side, cpu)                                                     \
-    TARGET static void windows_##side##_##cpu(float *to, int64_t point,        \
-                                              const void *const *from,         \
-                                              enum mp_dtype t, int64_t n)      \
+/* For each kind of CPU. Vectors are no longer than registers: others would be
+ * kept in memory. */
+#define WINDOWS(cpu)                                                           \
+    TARGET static void windows_##cpu(float *to, int64_t point,                 \
+                                     const void *const *from, enum mp_dtype t, \
+                                     int64_t n)                                \
     {                                                                          \
-        (void)t; /* f32 */                                                     \
-        V(windows)(to, point, side + 2, from, n);                              \
+        V(windows)(to, point, from, t, n);                                     \
+    }                                                                          \
+    TARGET static void weights_##cpu(float *to, int64_t point, const float *w, \
+                                     int64_t tap, int64_t n)                   \
+    {                                                                          \
+        V(weights)(to, point, w, tap, n);                                      \
     }
 #define FINISH(side, cpu)                                                      \
     TARGET static void finish_##side##_##cpu(const struct block *b,            \
@@ -226,21 +253,14 @@ struct tiles {
         V(finish)(b, side, s, m, k);                                           \
     }
 #define TILES(cpu)                                                             \
-    WINDOWS(2, cpu)                                                            \
-    WINDOWS(4, cpu)                                                            \
+    WINDOWS(cpu)                                                               \
     FINISH(1, cpu)                                                             \
-    FINISH(2, cpu)                                                             \
     FINISH(4, cpu)                                                             \
     static struct tiles tiles_##cpu(enum k_way way)                            \
     {                                                                          \
-        switch (side_of(way)) {                                                \
-        case 1:                                                                \
-            return (struct tiles){NULL, finish_1_##cpu};                       \
-        case 2:                                                                \
-            return (struct tiles){windows_2_##cpu, finish_2_##cpu};            \
-        default:                                                               \
-            return (struct tiles){windows_4_##cpu, finish_4_##cpu};            \
-        }                                                                      \
+        if (way == K_DIRECT)                                                   \
+            return (struct tiles){NULL, NULL, finish_1_##cpu};                 \
+        return (struct tiles){windows_##cpu, weights_##cpu, finish_4_##cpu};   \
     }
 
 #define V(name) name##_8
@@ -255,6 +275,7 @@ TILES(avx2)
 #define TARGET  K_TARGET_AVX512
 #define V(name) name##_16
 TILES(avx512)
+FINISH(2, avx512) /* for bf16 */
 #endif
 #undef TARGET
 #undef V
@@ -529,7 +550,8 @@ static void products_plain(float *m, int64_t rows, const float *u,
 struct engine {
     int64_t rows, channels; /* that it multiplies at a time: tiles, at most, and
                                channels of the result */
-    int64_t chain;          /* units whose products it adds up in one */
+    int64_t chain;          /* units whose products it adds up in one; divides
+                               CHUNK */
     struct tiles tiles;
     products *products;
 };
@@ -537,23 +559,24 @@ struct engine {
 static struct engine engine(enum k_way way)
 {
     /* The way back from 36 points enlarges errors of sums: with shorter chains
-     * the whole has 2.3 times the error of F(2x2, 3x3), otherwise 3. */
-    int64_t chain = way == K_WINOGRAD_4 ? CHUNK / 2 : CHUNK;
-    struct engine e = {1, WIDE, chain, tiles_plain(way), products_plain};
+     * the whole has 3.5 times the error of sums alone, otherwise 4.5. */
+    int64_t chain = way == K_WINOGRAD ? CHAIN : CHUNK;
 
 #if defined(__x86_64__)
+    if (way == K_WINOGRAD_BF16)
+        return (struct engine){ROWS_AVX512,
+                               WIDE,
+                               chain,
+                               {windows_bf16, NULL, finish_2_avx512},
+                               products_bf16};
     if (k_level() >= K_AVX512)
-        e = (struct engine){ROWS_AVX512, WIDE, chain, tiles_avx512(way),
-                            products_avx512};
-    else if (k_level() == K_AVX2)
-        e = (struct engine){ROWS_AVX2, WIDE / 2, chain, tiles_avx2(way),
-                            products_avx2};
-    if (way == K_WINOGRAD_BF16) {
-        e.tiles.windows = windows_bf16;
-        e.products = products_bf16;
-    }
+        return (struct engine){ROWS_AVX512, WIDE, chain, tiles_avx512(way),
+                               products_avx512};
+    if (k_level() == K_AVX2)
+        return (struct engine){ROWS_AVX2, WIDE / 2, chain, tiles_avx2(way),
+                               products_avx2};
 #endif
-    return e;
+    return (struct engine){1, WIDE, chain, tiles_plain(way), products_plain};
 }
 
 int k_has_conv(void)
@@ -572,7 +595,7 @@ static void copy_windows(const struct block *b, const struct engine *e,
     for (int64_t i = 0; i < b->tiles; i++) {
         const char *from[MOST_POINTS];
         const void *at[MOST_POINTS];
-        struct place t = place_of(b, i);
+        struct place t = b->place[i];
 
         for (int j = 0; j < b->points; j++)
             from[j] = pixel(b->a, x, t, j / across, j % across);
@@ -587,41 +610,38 @@ static void copy_windows(const struct block *b, const struct engine *e,
     }
 }
 
-/* One chunk of the depth, for all tiles and WIDE channels; next: the weights
- * that come then. */
-static void add_chunk(const struct block *b, const struct engine *e, float *m,
+/* Some of the depth, one chain, for all tiles and WIDE channels; next: the
+ * weights that come then. */
+static void add_chain(const struct block *b, const struct engine *e, float *m,
                       const float *u, const float *w, int64_t n, int more,
                       const float *next)
 {
     int64_t groups = k_ceil_div(b->tiles, e->rows), call = 0;
     int64_t calls = groups * WIDE / e->channels;
-    int slow = 0;
+    struct ahead ahead = {next, 0};
 
-    while (calls >> slow >= 4) /* evenly: there are 2 n lines */
-        slow++;
+    while (calls >> ahead.slow >= 4) /* evenly: there are 2 n lines */
+        ahead.slow++;
     for (int64_t c = 0; c < WIDE; c += e->channels)
         for (int64_t i = 0, g = 1; g <= groups; g++) {
-            int64_t end = b->tiles * g / groups, part;
+            int64_t end = b->tiles * g / groups;
 
-            for (int64_t d = 0; d < n; d += part) {
-                struct ahead ahead = {next + 16 * (d >> slow), slow};
-
-                part = k_min(e->chain, n - d);
-                e->products(m + i * WIDE + c, end - i, u + i * CHUNK + d,
-                            w + d * WIDE + c, part, more || d, ahead);
-            }
-            if (++call < 2 << slow)
-                next += 16 * (n >> slow);
+            e->products(m + i * WIDE + c, end - i, u + i * CHUNK, w + c, n,
+                        more, ahead);
+            if (++call < 2 << ahead.slow)
+                ahead.p += 16 * (n >> ahead.slow);
             i = end;
         }
 }
 
 /* Times WIDE channels for one reading of all points of a block's tiles, which
  * are too many for the second cache if the depth is large; so is all of m. */
-static int64_t wides_of(int64_t depth)
+static int64_t wides_of(enum k_way way, int64_t depth)
 {
     int64_t n = depth / CHUNK;
 
+    if (way == K_WINOGRAD) /* weights of so many points fill that cache */
+        return 1;
     return n < 4 ? 4 : k_min(n, 16);
 }
 
@@ -639,11 +659,30 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
         for (int64_t i = 0; i < wides; i++) {
             const float *now = w + i * step;
 
-            add_chunk(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
+            add_chain(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
                       d > 0, i + 1 < wides ? now + step : w + n * WIDE);
         }
         u += b->tiles * CHUNK;
         w += n * WIDE;
+    }
+}
+
+/* All points, of WIDE channels whose weights become points on the way. While
+ * four points are at work, a tap of the weights that come then is fetched. */
+static void at_points(const struct block *b, const struct engine *e,
+                      const float *w)
+{
+    int64_t tap = b->depth * WIDE;
+
+    for (int64_t d = 0, n; d < b->depth; d += n) {
+        const float *u = b->u + d / CHUNK * b->tiles * CHUNK + d % CHUNK;
+
+        n = k_min(e->chain, b->depth - d);
+        e->tiles.weights(b->v, v_point, w, tap, n);
+        w += n * WIDE;
+        for (int64_t p = 0; p < b->points; p++)
+            add_chain(b, e, b->m + p * b->m_point, u + p * b->u_point,
+                      b->v + p * v_point, n, d > 0, w + p / 4 * tap);
     }
 }
 
@@ -653,8 +692,8 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
  * few tiles. */
 struct shares {
     int64_t tiles, block, blocks;
-    int64_t channels, parts;           /* of the result; a multiple of WIDE */
-    int64_t u_point, m_point, scratch; /* floats */
+    int64_t channels, parts; /* of the result; a multiple of WIDE */
+    int64_t u_point, m_point, v, scratch; /* floats */
 };
 
 static struct shares shares_of(const struct k_conv *a, int threads)
@@ -679,7 +718,9 @@ static struct shares shares_of(const struct k_conv *a, int threads)
     s.blocks = k_ceil_div(s.tiles, s.block);
     s.u_point = u_point(s.block, depth);
     s.m_point = m_point(s.block);
-    s.scratch = points * (s.u_point + k_min(wides_of(depth), each) * s.m_point);
+    s.v = a->way == K_WINOGRAD ? points * v_point : 0;
+    each = k_min(wides_of(a->way, depth), each);
+    s.scratch = s.v + points * (s.u_point + each * s.m_point);
     return s;
 }
 
@@ -699,14 +740,22 @@ static void run(const struct block *b, const struct engine *e,
                 const struct result *s, struct k_in x, const float *w,
                 int64_t k, int64_t end)
 {
+    const struct k_conv *a = b->a;
+    int64_t taps = e->tiles.weights ? a->r * a->s : b->points;
+
     if (e->tiles.windows)
         copy_windows(b, e, x);
     else
         copy_taps(b, x);
     for (int64_t wides; k < end; k += wides * WIDE) {
-        wides = k_min(wides_of(b->depth), k_ceil_div(end - k, WIDE));
-        for (int64_t p = 0; p < b->points; p++)
-            at_point(b, e, p, w + k * b->points * b->depth, wides);
+        const float *at = w + k * taps * b->depth;
+
+        wides = k_min(wides_of(a->way, b->depth), k_ceil_div(end - k, WIDE));
+        if (e->tiles.weights)
+            at_points(b, e, at);
+        else
+            for (int64_t p = 0; p < b->points; p++)
+                at_point(b, e, p, at, wides);
         for (int64_t i = 0; i < wides; i++)
             e->tiles.finish(b, s, b->m + i * b->points * b->m_point,
                             k + i * WIDE);
@@ -735,8 +784,11 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
             .m_point = all.m_point,
         };
 
+        for (int64_t j = 0; j < b.tiles; j++)
+            b.place[j] = place_of(a, first + j);
         b.u = (float *)scratch + omp_get_thread_num() * all.scratch;
-        b.m = b.u + b.points * b.u_point;
+        b.v = b.u + b.points * b.u_point;
+        b.m = b.v + all.v;
         run(&b, &e, &s, x, w, k, k_min(a->k, k + all.channels));
     }
 }

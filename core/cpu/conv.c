@@ -35,11 +35,10 @@ struct shape {
     dnnl_dim_t n, h, w, c, oh, ow, k, r, s;
     struct mp_conv p;
     int transposed;
-    int constants;   /* weights and bias */
-    int exact;       /* all in f32 */
-    int narrow;      /* products of bf16 */
-    int enlarged;    /* x is, before */
-    dnnl_dim_t uses; /* of these weights, in a run */
+    int constants; /* weights and bias */
+    int exact;     /* all in f32 */
+    int narrow;    /* products of bf16 */
+    int enlarged;  /* x is, before */
 };
 
 /* ---- ways to compute one: the first that fits ---- */
@@ -48,6 +47,7 @@ struct cpu_way {
     int (*fits)(const struct shape *q);
     void (*rewrite)(struct shape *q);
     enum form weights, bias;
+    enum k_way how; /* of a kernel of ours */
     /* The primitive makes f32 products only: the rest is finish's. */
     int bare;
     /* The result from what the primitive gives in its place. */
@@ -250,19 +250,11 @@ static int is_ours(const struct shape *q)
            k_has_conv();
 }
 
-/* Winograd's ways. With 2x2 results at a time it has 4/9 of the products, and
- * takes, measured likewise with 128 channels and more, 1/1.9 of oneDNN's time
- * at 256 tiles (32 x 32) and up, 1/1.8 at 64, 1/1.3 at 16; 1/1.5 with 32
- * channels. With 4x4 it has 1/4, and takes, on two threads of a Zen 3, 1/1.5 of
- * the time with 2x2 from 32 x 32 on, 1/1.7 with 512 channels.
- *
- * But weights grow by 7/9, or become four times as large, and most weights are
- * in maps so small that little time is gained. Time gained for memory grows
- * with the results that are computed with the same weights in a run: these
- * decide. The size of the batch has no say in it: it must not change results.
- */
-#define TILES   256
-#define TILES_4 512 /* for all uses of the weights together */
+/* Winograd's way has 1/4 of the products, and 3.5 times the error: not where
+ * time does not matter. On two threads of a Zen 3 it takes 1/2.5 of the direct
+ * way's time at 16 tiles (16 x 16 of 1280 channels), 1/1.3 at 4. The size of
+ * the batch has no say in it, either. */
+#define TILES 4
 
 static int has_tiles(const struct shape *q, dnnl_dim_t side, dnnl_dim_t tiles)
 {
@@ -273,12 +265,7 @@ static int has_tiles(const struct shape *q, dnnl_dim_t side, dnnl_dim_t tiles)
 
 static int is_tiled(const struct shape *q)
 {
-    return is_ours(q) && has_tiles(q, 2, TILES);
-}
-
-static int is_tiled_4(const struct shape *q)
-{
-    return is_ours(q) && has_tiles(q, 4, TILES_4 / q->uses);
+    return is_ours(q) && !is_small(q) && has_tiles(q, 4, TILES);
 }
 
 /* In bf16 oneDNN's take, measured likewise, 1.6 to 2.2 times as long as
@@ -302,9 +289,7 @@ static struct k_conv conv_of(const struct mp_plan *plan, size_t i)
     const int64_t *w = plan->value[s->in[1]].dim;
     const int64_t *y = plan->value[s->out].dim;
     const struct mp_conv *p = &s->attr.conv;
-    enum k_way way;
 
-    cpu_is_ours(plan->cpu[i].way->weights, &way);
     return (struct k_conv){
         .n = x[0],
         .h = x[1],
@@ -318,7 +303,7 @@ static struct k_conv conv_of(const struct mp_plan *plan, size_t i)
         .stride = p->stride,
         .top = p->top,
         .left = p->left,
-        .way = way,
+        .way = plan->cpu[i].way->how,
         .act = s->attr.act,
     };
 }
@@ -370,27 +355,24 @@ static const struct cpu_way ways[] = {
      .bare = 1,
      .finish = add_taps,
      .scratch = sum_scratch},
-    {.fits = is_tiled_4,
-     .rewrite = as_given,
-     .weights = WINOGRAD_4,
-     .name = "winograd_4",
-     .scratch = blocks_scratch,
-     .run = run_blocks},
     {.fits = is_tiled,
      .rewrite = as_given,
-     .weights = WINOGRAD_WEIGHTS,
+     .weights = BLOCK_WEIGHTS,
+     .how = K_WINOGRAD,
      .name = "winograd",
      .scratch = blocks_scratch,
      .run = run_blocks},
     {.fits = is_tiled_bf16,
      .rewrite = as_given,
      .weights = WINOGRAD_BF16,
+     .how = K_WINOGRAD_BF16,
      .name = "winograd_bf16",
      .scratch = blocks_scratch,
      .run = run_blocks},
     {.fits = is_ours,
      .rewrite = as_given,
      .weights = BLOCK_WEIGHTS,
+     .how = K_DIRECT,
      .name = "blocks",
      .scratch = blocks_scratch,
      .run = run_blocks},
@@ -407,20 +389,9 @@ static int is_constant(const struct mp_step *s, const struct mp_value *v, int k)
     return s->in[k] == MP_NO_VALUE || v[s->in[k]].place == MP_CONSTANT;
 }
 
-/* Of the weights of step s: itself, and where a network runs repeatedly. */
-static dnnl_dim_t uses_of(const struct mp_program *p, const struct mp_step *s)
+static void shape_of(struct shape *q, const struct mp_step *s,
+                     const struct mp_value *v)
 {
-    dnnl_dim_t n = 0;
-
-    for (size_t i = 0; i < p->nstep; i++)
-        n += p->step[i].nin > 1 && p->step[i].in[1] == s->in[1];
-    return n;
-}
-
-static void shape_of(struct shape *q, const struct mp_program *p,
-                     const struct mp_step *s)
-{
-    const struct mp_value *v = p->value;
     const struct mp_value *x = &v[s->in[0]], *w = &v[s->in[1]];
     const struct mp_value *y = &v[s->out];
 
@@ -436,7 +407,6 @@ static void shape_of(struct shape *q, const struct mp_program *p,
     q->k = w->dim[q->transposed ? 1 : 0];
     q->r = w->ndim == 4 ? w->dim[2] : 1;
     q->s = w->ndim == 4 ? w->dim[3] : 1;
-    q->uses = uses_of(p, s);
     q->n = x->dim[0];
     if (x->ndim == 4) {
         q->h = x->dim[1];
@@ -788,7 +758,7 @@ int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
     struct shape q;
     int rc = take_constants(c, plan, p, s, err);
 
-    shape_of(&q, p, s);
+    shape_of(&q, s, p->value);
     c->way = choose(&q);
     if (!rc && s->attr.act >= (int)(sizeof act_table / sizeof *act_table))
         rc = mp_fail(err, MP_ENOTSUP, "activation %d", s->attr.act);

@@ -292,11 +292,8 @@ size_t mp_cpu_packed(const struct mp_device *d)
 
 int cpu_is_ours(enum form form, enum k_way *way)
 {
-    *way = form == WINOGRAD_WEIGHTS ? K_WINOGRAD
-           : form == WINOGRAD_4     ? K_WINOGRAD_4
-           : form == WINOGRAD_BF16  ? K_WINOGRAD_BF16
-                                    : K_DIRECT;
-    return *way != K_DIRECT || form == BLOCK_WEIGHTS;
+    *way = form == WINOGRAD_BF16 ? K_WINOGRAD_BF16 : K_DIRECT;
+    return form == WINOGRAD_BF16 || form == BLOCK_WEIGHTS;
 }
 
 static size_t bytes_of(const struct packed *k, const struct mp_value *v,

@@ -13,14 +13,12 @@
 /* How a constant is laid out before it is packed. */
 enum form {
     AS_GIVEN,
-    SPREAD_WEIGHTS,   /* C,K,2,2 as 2,2,K,C: one product for four results */
-    SPREAD_BIAS,      /* K repeated four times */
-    TAP_WEIGHTS,      /* K,C,R,S as R,S,K,C: a product for each tap */
-    BLOCK_WEIGHTS,    /* K,C,R,S as k_conv_pack does */
-    WINOGRAD_WEIGHTS, /* K,C,3,3 likewise */
-    WINOGRAD_4,       /* K,C,3,3 likewise */
-    WINOGRAD_BF16,    /* K,C,3,3 likewise */
-    AS_BF16           /* plain, in that type */
+    SPREAD_WEIGHTS, /* C,K,2,2 as 2,2,K,C: one product for four results */
+    SPREAD_BIAS,    /* K repeated four times */
+    TAP_WEIGHTS,    /* K,C,R,S as R,S,K,C: a product for each tap */
+    BLOCK_WEIGHTS,  /* K,C,R,S as k_conv_pack does */
+    WINOGRAD_BF16,  /* K,C,3,3 likewise */
+    AS_BF16         /* plain, in that type */
 };
 
 /* Weights of a convolution of ours: of which way? */

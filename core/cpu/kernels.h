@@ -73,14 +73,13 @@ void k_attention(const struct k_attention *a, void *y, const void *q,
 
 /* ---- convolutions ---- */
 
-/* How a result comes about. Winograd's ways are for 3x3 with stride 1: 2x2
- * results at a time from 4/9 of the products with 16/9 of the weights, or 4x4
- * from 1/4 of the products with 4 times the weights. */
+/* How a result comes about. Winograd's ways are for 3x3 with stride 1: 4x4
+ * results at a time from 1/4 of the products, or in bf16 2x2 from 4/9 of them
+ * with 16/9 of the weights. */
 enum k_way {
     K_DIRECT,       /* in f32 */
-    K_WINOGRAD,     /* 2x2, in f32 */
-    K_WINOGRAD_4,   /* 4x4, in f32 */
-    K_WINOGRAD_BF16 /* 2x2; products of bf16; needs k_has_bf16() */
+    K_WINOGRAD,     /* in f32; its weights are those of K_DIRECT */
+    K_WINOGRAD_BF16 /* products of bf16, all else in f32; needs k_has_bf16() */
 };
 
 /* x N,H,W,C -> y N,yh,yw,K; top, left: rows and columns of zeros before x;
@@ -123,8 +122,7 @@ struct k_layout {
 
 /* From f32 in a plain layout to blocks of type t; what the last blocks have
  * more than the weights becomes 0. bf16 as k_copy has it. 3x3 weights in a
- * layout of 4x4 or 6x6 become the points of Winograd's F(2x2, 3x3), or, of f32,
- * F(4x4, 3x3). */
+ * layout of 4x4 become the points of Winograd's F(2x2, 3x3). */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
                   const struct k_layout *from);
 void k_reorder(struct k_out to, const struct k_layout *layout,

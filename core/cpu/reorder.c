@@ -9,10 +9,10 @@
  */
 #include "cpu/simd.h"
 
-#define UNROLL      _Pragma("GCC unroll 36")
-#define MOST_ROWS   64
-#define PIECE       (2 * K_MOST_TAPS)
-#define MOST_POINTS 36 /* of Winograd's, in place of 9 taps */
+#define UNROLL    _Pragma("GCC unroll 16")
+#define MOST_ROWS 64
+#define PIECE     (2 * K_MOST_TAPS)
+#define POINTS    16 /* of Winograd's, in place of 9 taps */
 
 /* Blocks of K for f32, of K with pairs of channels innermost for bf16. */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
@@ -95,7 +95,7 @@ K_MULTI(zip, (uint32_t * to, const float *a, const float *b, int64_t n),
 /* ---- Winograd's points: G g G^T of 3x3 taps g ---- */
 
 /* Three taps become four, for a vector of channels of the result. */
-K_INLINE void widen_4(k_double8 *to, const k_double8 *g, int step)
+K_INLINE void widen(k_double8 *to, const k_double8 *g, int step)
 {
     k_double8 even = (g[0] + g[2 * step]) / 2, odd = g[step] / 2;
 
@@ -103,32 +103,6 @@ K_INLINE void widen_4(k_double8 *to, const k_double8 *g, int step)
     to[step] = even + odd;
     to[2 * step] = even - odd;
     to[3 * step] = g[2 * step];
-}
-
-/* Or six: of the points that blocks.c says. */
-K_INLINE void widen_6(k_double8 *to, const k_double8 *g, int step)
-{
-    const double low = 0.70710678118654752440, high = 1.41421356237309504880;
-    k_double8 even = (g[0] + g[2 * step] / 2) / -1.5;
-    k_double8 odd = g[step] * low / -1.5;
-    k_double8 even_2 = (g[0] + g[2 * step] * 2) / 6;
-    k_double8 odd_2 = g[step] * high / 6;
-
-    to[0] = g[0];
-    to[step] = even + odd;
-    to[2 * step] = even - odd;
-    to[3 * step] = even_2 + odd_2;
-    to[4 * step] = even_2 - odd_2;
-    to[5 * step] = g[2 * step];
-}
-
-/* across: 4 or 6 */
-K_INLINE void widen(k_double8 *to, int across, const k_double8 *g, int step)
-{
-    if (across == 6)
-        widen_6(to, g, step);
-    else
-        widen_4(to, g, step);
 }
 
 typedef uint32_t vec8_bits __attribute__((vector_size(32)));
@@ -172,7 +146,7 @@ K_INLINE void round_row(k_vec8 *e, k_vec8 *d)
 
 K_INLINE void round_points(k_vec8 *d)
 {
-    k_vec8 e[16];
+    k_vec8 e[POINTS];
 
     round_row(e + 4, d + 4);
     UNROLL
@@ -190,14 +164,13 @@ K_INLINE void round_points(k_vec8 *d)
     round_row(e + 12, d + 12);
 }
 
-/* A channel, for `rows` channels of the result, a multiple of 8; in double.
- * across: a number known when compiling */
-K_INLINE void to_points(float *to, int across, const float *x, int64_t rows,
-                        enum mp_dtype t)
+/* A channel, for `rows` channels of the result, a multiple of 8; in double. */
+K_MULTI(to_points, (float *to, const float *x, int64_t rows, enum mp_dtype t),
+        (to, x, rows, t))
 {
     for (int64_t k = 0; k < rows; k += 8) {
-        k_double8 g[9], columns[18], all[MOST_POINTS];
-        k_vec8 v, d[MOST_POINTS];
+        k_double8 g[9], columns[12], all[POINTS];
+        k_vec8 v, d[POINTS];
 
         UNROLL
         for (int i = 0; i < 9; i++) {
@@ -206,30 +179,19 @@ K_INLINE void to_points(float *to, int across, const float *x, int64_t rows,
         }
         UNROLL
         for (int i = 0; i < 3; i++)
-            widen(columns + i, across, g + i, 3);
+            widen(columns + i, g + i, 3);
         UNROLL
-        for (int i = 0; i < across; i++)
-            widen(all + across * i, across, columns + 3 * i, 1);
+        for (int i = 0; i < 4; i++)
+            widen(all + 4 * i, columns + 3 * i, 1);
         UNROLL
-        for (int i = 0; i < across * across; i++)
+        for (int i = 0; i < POINTS; i++)
             d[i] = __builtin_convertvector(all[i], k_vec8);
-        if (across == 4 && t == MP_BF16)
+        if (t == MP_BF16)
             round_points(d);
         UNROLL
-        for (int i = 0; i < across * across; i++)
+        for (int i = 0; i < POINTS; i++)
             memcpy(to + i * rows + k, &d[i], sizeof d[i]);
     }
-}
-
-K_MULTI(to_points_4, (float *to, const float *x, int64_t rows, enum mp_dtype t),
-        (to, x, rows, t))
-{
-    to_points(to, 4, x, rows, t);
-}
-
-K_MULTI(to_points_6, (float *to, const float *x, int64_t rows), (to, x, rows))
-{
-    to_points(to, 6, x, rows, MP_F32);
 }
 
 /* ---- all of it ---- */
@@ -255,23 +217,18 @@ static void store(struct k_out to, const struct part *p, int64_t at,
 static void store_all(struct k_out to, const struct part *p, int64_t at,
                       int64_t c, int64_t n)
 {
-    int64_t points = p->l->dim[2] * p->l->dim[3];
-    float wide[2 * MOST_POINTS * MOST_ROWS];
+    int wider = p->l->dim[2] * p->l->dim[3] > p->taps;
+    int64_t points = POINTS * p->rows;
+    float wide[2 * POINTS * MOST_ROWS];
 
     for (int64_t i = 0; i < n; i += p->group) {
         const float *x = p->x + i * p->taps * p->rows;
 
-        for (int64_t j = 0; points > p->taps && j < p->group; j++) {
-            float *z = wide + j * points * p->rows;
-            const float *g = x + j * p->taps * p->rows;
-
-            if (points == MOST_POINTS)
-                to_points_6(z, g, p->rows);
-            else
-                to_points_4(z, g, p->rows, to.t);
-        }
+        for (int64_t j = 0; wider && j < p->group; j++)
+            to_points(wide + j * points, x + j * p->taps * p->rows, p->rows,
+                      to.t);
         store(to, p, at + (c + i) / p->group * p->l->stride[1],
-              points > p->taps ? wide : x);
+              wider ? wide : x);
     }
 }
 

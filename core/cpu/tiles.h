@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tiles.h - what blocks.c does with tiles but for the products: the windows of
- * Winograd's way become points, points become results, and results get their
- * bias, residual and activation.
+ * tiles.h - what blocks.c does with tiles but for the products: windows and
+ * weights of Winograd's ways become points, points become results, and results
+ * get their bias, residual and activation.
  *
  * Included once for each width of vectors: LANES channels at a time, in
- * functions called V(name), of which windows and finish are for the outside.
+ * functions called V(name), of which windows, weights and finish are for the
+ * outside.
  */
 typedef float V(vec) __attribute__((vector_size(4 * LANES)));
 typedef uint32_t V(bits) __attribute__((vector_size(4 * LANES)));
@@ -95,26 +96,67 @@ K_INLINE void V(transform)(V(vec) * d, int across, const void *const *from,
         V(points)(d + across * i, across, 1);
 }
 
-K_INLINE void V(window)(float *to, int64_t point, int across,
-                        const void *const *from, int64_t c, int64_t n)
+K_INLINE void V(window)(float *to, int64_t point, const void *const *from,
+                        int64_t c, int64_t n)
 {
     V(vec) d[MOST_POINTS];
 
-    V(transform)(d, across, from, MP_F32, c, n);
+    V(transform)(d, 6, from, MP_F32, c, n);
     UNROLL
-    for (int i = 0; i < across * across; i++)
+    for (int i = 0; i < MOST_POINTS; i++)
         memcpy(to + i * point + c, &d[i], sizeof d[i]);
 }
 
-K_INLINE void V(windows)(float *to, int64_t point, int across,
-                         const void *const *from, int64_t n)
+K_INLINE void V(windows)(float *to, int64_t point, const void *const *from,
+                         enum mp_dtype t, int64_t n)
 {
     int64_t c = 0;
 
+    (void)t; /* f32 */
     for (; c + LANES <= n; c += LANES)
-        V(window)(to, point, across, from, c, LANES);
+        V(window)(to, point, from, c, LANES);
     if (c < n)
-        V(window)(to, point, across, from, c, n - c);
+        V(window)(to, point, from, c, n - c);
+}
+
+/* ---- G g G^T ---- */
+
+/* Three taps become six points. */
+K_INLINE void V(widen)(V(vec) * to, const V(vec) * g, int step)
+{
+    V(vec) even = (g[0] + .5f * g[2 * step]) * (-1 / 1.5f);
+    V(vec) odd = g[step] * (-LOW / 1.5f);
+    V(vec) even_2 = (g[0] + 2 * g[2 * step]) * (1 / 6.f);
+    V(vec) odd_2 = g[step] * (HIGH / 6);
+
+    to[0] = g[0];
+    to[step] = even + odd;
+    to[2 * step] = even - odd;
+    to[3 * step] = even_2 + odd_2;
+    to[4 * step] = even_2 - odd_2;
+    to[5 * step] = g[2 * step];
+}
+
+/* n channels, each of WIDE channels of the result. */
+K_INLINE void V(weights)(float *to, int64_t point, const float *w, int64_t tap,
+                         int64_t n)
+{
+    for (int64_t c = 0; c < n * WIDE; c += LANES) {
+        V(vec) g[9], rows[18], v[MOST_POINTS];
+
+        UNROLL
+        for (int i = 0; i < 9; i++)
+            memcpy(&g[i], w + i * tap + c, sizeof g[i]);
+        UNROLL
+        for (int i = 0; i < 3; i++)
+            V(widen)(rows + i, g + i, 3);
+        UNROLL
+        for (int i = 0; i < 6; i++)
+            V(widen)(v + 6 * i, rows + 3 * i, 1);
+        UNROLL
+        for (int i = 0; i < MOST_POINTS; i++)
+            memcpy(to + i * point + c, &v[i], sizeof v[i]);
+    }
 }
 
 /* ---- A^T m A, and what follows ---- */
@@ -195,14 +237,12 @@ K_INLINE void V(tile)(const struct block *b, int side, const struct result *s,
 }
 
 K_INLINE void V(one)(const struct block *b, const struct result *s,
-                     const float *m, struct place t, int64_t k, int64_t n)
+                     const float *m, int64_t tile, int64_t k, int64_t n)
 {
-    const struct k_conv *a = b->a;
-    int64_t at = ((t.n * a->yh + t.y) * a->yw + t.x) * a->k + k;
     V(vec) sum;
 
     memcpy(&sum, m, sizeof sum);
-    V(put)(s, at, k, n, &sum, a->act);
+    V(put)(s, (b->first + tile) * b->a->k + k, k, n, &sum, b->a->act);
 }
 
 /* side: a number known when compiling */
@@ -210,7 +250,7 @@ K_INLINE void V(finish)(const struct block *b, int side, const struct result *s,
                         const float *m, int64_t k)
 {
     for (int64_t i = 0; i < b->tiles; i++) {
-        struct place t = place_of(b, i);
+        struct place t = b->place[i];
 
         for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += LANES) {
             const float *at = m + i * WIDE + j;
@@ -218,9 +258,9 @@ K_INLINE void V(finish)(const struct block *b, int side, const struct result *s,
 
             /* LANES mostly: let that be known when compiling */
             if (side == 1 && n >= LANES)
-                V(one)(b, s, at, t, k + j, LANES);
+                V(one)(b, s, at, i, k + j, LANES);
             else if (side == 1)
-                V(one)(b, s, at, t, k + j, n);
+                V(one)(b, s, at, i, k + j, n);
             else if (n >= LANES)
                 V(tile)(b, side, s, at, t, k + j, LANES);
             else
