@@ -22,9 +22,10 @@
  * some per cent of a large map's time, and makes small maps faster, where
  * reading weights takes long.
  *
- * Sums are taken over CHUNK units at a time or less, and then of these sums:
- * one chain of additions over all of them would cost digits. The order is the
- * same for every tile, so that blocks and threads do not change results.
+ * Sums are taken over a chunk of units at a time, and then of these sums: one
+ * chain of additions over all of them would cost digits, the more so as the way
+ * back from 36 points enlarges errors. The order is the same for every tile, so
+ * that blocks and threads do not change results.
  *
  * A unit of what is multiplied is a number in f32, or a pair of bf16, two
  * channels, whose products are added up in f32. It is rounded after the
@@ -34,8 +35,8 @@
 
 #define MOST_POINTS 36
 #define WIDE        32  /* channels of a result at a time */
-#define CHUNK       128 /* units that lie together */
-#define CHAIN       64  /* units in one chain of additions for F(4x4, 3x3) */
+#define CHUNK       64  /* units in one chain of additions */
+#define CHUNK_BF16  128 /* likewise */
 #define BLOCK       64  /* tiles of a task, at most */
 #define PIXELS      128 /* or of one point, if all threads have a task then */
 #define MOST_TILES  PIXELS
@@ -69,6 +70,11 @@ static int64_t points_of(enum k_way way)
 static int64_t unit_of(enum k_way way)
 {
     return way == K_WINOGRAD_BF16 ? 2 : 1;
+}
+
+static int64_t chunk_of(enum k_way way)
+{
+    return way == K_WINOGRAD_BF16 ? CHUNK_BF16 : CHUNK;
 }
 
 /* Units whose products are added up for a result, or for a point. */
@@ -120,18 +126,18 @@ struct block {
     const struct k_conv *a;
     int64_t first, tiles; /* in the order of pictures, rows, columns */
     struct place place[MOST_TILES];
-    int64_t points, depth;
-    float *u; /* points, depth / CHUNK, tiles, CHUNK; units */
-    float *v; /* points, CHAIN, WIDE: of weights, if they are made here */
+    int64_t points, depth, chunk;
+    float *u; /* points, depth / chunk, tiles, chunk; units */
+    float *v; /* points, CHUNK, WIDE: of weights, if they are made here */
     float *m; /* wides_of(way, depth), points, tiles, WIDE */
     int64_t u_point, m_point;
 };
 
 /* Points are one line further apart than they need: at powers of two they would
  * all want the same lines of the first cache. */
-static int64_t u_point(int64_t tiles, int64_t depth)
+static int64_t u_point(int64_t tiles, int64_t depth, int64_t chunk)
 {
-    return k_ceil_div(depth, CHUNK) * tiles * CHUNK + 16;
+    return k_ceil_div(depth, chunk) * tiles * chunk + 16;
 }
 
 static int64_t m_point(int64_t tiles)
@@ -139,7 +145,7 @@ static int64_t m_point(int64_t tiles)
     return tiles * WIDE + 16;
 }
 
-static const int64_t v_point = CHAIN * WIDE + 16;
+static const int64_t v_point = CHUNK * WIDE + 16;
 
 static struct place place_of(const struct k_conv *a, int64_t i)
 {
@@ -345,10 +351,10 @@ K_TARGET_BF16 K_INLINE void add_bf16(__m512 sum[][2], int rows, const float *u,
         __m512bh low = (__m512bh)_mm512_load_ps(w);
         __m512bh high = (__m512bh)_mm512_load_ps(w + 16);
 
-        fetch(u + rows * CHUNK, ahead, c);
+        fetch(u + rows * CHUNK_BF16, ahead, c);
         UNROLL
         for (int r = 0; r < rows; r++) {
-            __m512bh d = (__m512bh)_mm512_set1_ps(u[r * CHUNK + c]);
+            __m512bh d = (__m512bh)_mm512_set1_ps(u[r * CHUNK_BF16 + c]);
 
             sum[r][0] = _mm512_dpbf16_ps(sum[r][0], d, low);
             sum[r][1] = _mm512_dpbf16_ps(sum[r][1], d, high);
@@ -550,33 +556,26 @@ static void products_plain(float *m, int64_t rows, const float *u,
 struct engine {
     int64_t rows, channels; /* that it multiplies at a time: tiles, at most, and
                                channels of the result */
-    int64_t chain;          /* units whose products it adds up in one; divides
-                               CHUNK */
     struct tiles tiles;
     products *products;
 };
 
 static struct engine engine(enum k_way way)
 {
-    /* The way back from 36 points enlarges errors of sums: with shorter chains
-     * the whole has 3.5 times the error of sums alone, otherwise 4.5. */
-    int64_t chain = way == K_WINOGRAD ? CHAIN : CHUNK;
-
 #if defined(__x86_64__)
     if (way == K_WINOGRAD_BF16)
         return (struct engine){ROWS_AVX512,
                                WIDE,
-                               chain,
                                {windows_bf16, NULL, finish_2_avx512},
                                products_bf16};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, WIDE, chain, tiles_avx512(way),
+        return (struct engine){ROWS_AVX512, WIDE, tiles_avx512(way),
                                products_avx512};
     if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, WIDE / 2, chain, tiles_avx2(way),
+        return (struct engine){ROWS_AVX2, WIDE / 2, tiles_avx2(way),
                                products_avx2};
 #endif
-    return (struct engine){1, WIDE, chain, tiles_plain(way), products_plain};
+    return (struct engine){1, WIDE, tiles_plain(way), products_plain};
 }
 
 int k_has_conv(void)
@@ -587,8 +586,8 @@ int k_has_conv(void)
 static void copy_windows(const struct block *b, const struct engine *e,
                          struct k_in x)
 {
-    static const char zeros[2 * CHUNK * sizeof(float)];
-    int64_t most = CHUNK * unit_of(b->a->way); /* channels in a chunk */
+    static const char zeros[2 * CHUNK_BF16 * sizeof(float)];
+    int64_t most = b->chunk * unit_of(b->a->way); /* channels */
     size_t step = (size_t)most * k_size(x.t);
     int across = across_of(b->a->way);
 
@@ -604,15 +603,15 @@ static void copy_windows(const struct block *b, const struct engine *e,
                 at[j] = from[j] ? from[j] : zeros;
                 from[j] += from[j] ? step : 0;
             }
-            e->tiles.windows(b->u + (c / most * b->tiles + i) * CHUNK,
+            e->tiles.windows(b->u + (c / most * b->tiles + i) * b->chunk,
                              b->u_point, at, x.t, k_min(most, b->a->c - c));
         }
     }
 }
 
-/* Some of the depth, one chain, for all tiles and WIDE channels; next: the
- * weights that come then. */
-static void add_chain(const struct block *b, const struct engine *e, float *m,
+/* One chunk of the depth, for all tiles and WIDE channels; next: the weights
+ * that come then. */
+static void add_chunk(const struct block *b, const struct engine *e, float *m,
                       const float *u, const float *w, int64_t n, int more,
                       const float *next)
 {
@@ -626,7 +625,7 @@ static void add_chain(const struct block *b, const struct engine *e, float *m,
         for (int64_t i = 0, g = 1; g <= groups; g++) {
             int64_t end = b->tiles * g / groups;
 
-            e->products(m + i * WIDE + c, end - i, u + i * CHUNK, w + c, n,
+            e->products(m + i * WIDE + c, end - i, u + i * b->chunk, w + c, n,
                         more, ahead);
             if (++call < 2 << ahead.slow)
                 ahead.p += 16 * (n >> ahead.slow);
@@ -638,7 +637,7 @@ static void add_chain(const struct block *b, const struct engine *e, float *m,
  * are too many for the second cache if the depth is large; so is all of m. */
 static int64_t wides_of(enum k_way way, int64_t depth)
 {
-    int64_t n = depth / CHUNK;
+    int64_t n = depth / 128;
 
     if (way == K_WINOGRAD) /* weights of so many points fill that cache */
         return 1;
@@ -653,16 +652,16 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
     int64_t step = b->points * b->depth * WIDE;
 
     w += p * b->depth * WIDE;
-    for (int64_t d = 0; d < b->depth; d += CHUNK) {
-        int64_t n = k_min(CHUNK, b->depth - d);
+    for (int64_t d = 0; d < b->depth; d += b->chunk) {
+        int64_t n = k_min(b->chunk, b->depth - d);
 
         for (int64_t i = 0; i < wides; i++) {
             const float *now = w + i * step;
 
-            add_chain(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
+            add_chunk(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
                       d > 0, i + 1 < wides ? now + step : w + n * WIDE);
         }
-        u += b->tiles * CHUNK;
+        u += b->tiles * b->chunk;
         w += n * WIDE;
     }
 }
@@ -673,16 +672,16 @@ static void at_points(const struct block *b, const struct engine *e,
                       const float *w)
 {
     int64_t tap = b->depth * WIDE;
+    const float *u = b->u;
 
     for (int64_t d = 0, n; d < b->depth; d += n) {
-        const float *u = b->u + d / CHUNK * b->tiles * CHUNK + d % CHUNK;
-
-        n = k_min(e->chain, b->depth - d);
+        n = k_min(CHUNK, b->depth - d);
         e->tiles.weights(b->v, v_point, w, tap, n);
         w += n * WIDE;
         for (int64_t p = 0; p < b->points; p++)
-            add_chain(b, e, b->m + p * b->m_point, u + p * b->u_point,
+            add_chunk(b, e, b->m + p * b->m_point, u + p * b->u_point,
                       b->v + p * v_point, n, d > 0, w + p / 4 * tap);
+        u += b->tiles * CHUNK;
     }
 }
 
@@ -716,7 +715,7 @@ static struct shares shares_of(const struct k_conv *a, int threads)
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.u_point = u_point(s.block, depth);
+    s.u_point = u_point(s.block, depth, chunk_of(a->way));
     s.m_point = m_point(s.block);
     s.v = a->way == K_WINOGRAD ? points * v_point : 0;
     each = k_min(wides_of(a->way, depth), each);
@@ -780,6 +779,7 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
             .tiles = k_min(all.block, all.tiles - first),
             .points = points_of(a->way),
             .depth = depth_of(a->c, a->r * a->s, a->way),
+            .chunk = chunk_of(a->way),
             .u_point = all.u_point,
             .m_point = all.m_point,
         };
