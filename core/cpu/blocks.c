@@ -41,8 +41,8 @@
 #define PIXELS      128 /* or of one point, if all threads have a task then */
 #define MOST_TILES  PIXELS
 
-#define LOW  .70710678f /* sqrt(1 / 2) */
-#define HIGH 1.41421356f
+#define LOW  .70710678f  /* sqrt(1 / 2) */
+#define HIGH 1.41421356f /* sqrt(2) */
 
 /* Arrays of vectors live in registers only when all indices are constants. */
 #define UNROLL _Pragma("GCC unroll 36")
@@ -239,7 +239,7 @@ struct tiles {
 
 /* For each kind of CPU. Vectors are no longer than registers: others would be
  * kept in memory. */
-#define WINDOWS(cpu)                                                           \
+#define TRANSFORMS(cpu)                                                        \
     TARGET static void windows_##cpu(float *to, int64_t point,                 \
                                      const void *const *from, enum mp_dtype t, \
                                      int64_t n)                                \
@@ -259,7 +259,7 @@ struct tiles {
         V(finish)(b, side, s, m, k);                                           \
     }
 #define TILES(cpu)                                                             \
-    WINDOWS(cpu)                                                               \
+    TRANSFORMS(cpu)                                                            \
     FINISH(1, cpu)                                                             \
     FINISH(4, cpu)                                                             \
     static struct tiles tiles_##cpu(enum k_way way)                            \

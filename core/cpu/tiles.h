@@ -44,7 +44,8 @@ K_INLINE void V(store)(struct k_out y, int64_t at, int64_t n, const V(vec) * v)
     memcpy((uint16_t *)y.p + at, &h, (size_t)n * sizeof(uint16_t));
 }
 
-/* ---- B^T d B: points `step` apart, in place ---- */
+/* ---- B^T d B: pixels, later points, `step` apart; in place ----
+ * Rows of B^T are the polynomials that are 0 at all points but one. */
 
 K_INLINE void V(points_4)(V(vec) * d, int step)
 {
