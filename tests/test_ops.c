@@ -457,6 +457,11 @@ static mp_node case_attention_d80(struct mp_graph *g)
     return attention(g, 2, 65, 50, 640, 8, 1);
 }
 
+static mp_node case_attention_d80_keys(struct mp_graph *g)
+{
+    return attention(g, 1, 70, 200, 160, 2, 1);
+}
+
 static mp_node case_attention_d160(struct mp_graph *g)
 {
     return attention(g, 1, 17, 150, 1280, 8, 1);
@@ -541,6 +546,18 @@ static mp_node case_group_norm_parts_offset(struct mp_graph *g)
     return group_norm(g, mp_add(g, IN(1, 130, 129, 64), mp_scalar(g, 50)), 16);
 }
 
+/* In parts on GPUs, which hold smaller maps. */
+static mp_node case_group_norm_parts_wide(struct mp_graph *g)
+{
+    return group_norm(g, IN(1, 23, 23, 2032), 2);
+}
+
+/* On GPUs by a block that holds much. */
+static mp_node case_group_norm_held(struct mp_graph *g)
+{
+    return group_norm(g, IN(2, 29, 25, 320), 32);
+}
+
 static mp_node case_group_norm_rounds(struct mp_graph *g)
 {
     return group_norm(g, IN(2, 9, 7, 2560), 4);
@@ -576,6 +593,18 @@ static mp_node case_layer_norm(struct mp_graph *g)
 {
     return mp_layer_norm(g, IN(2, 37, 320), CONST(.1f, 1, 320),
                          CONST(.1f, 0, 320), 1e-5f);
+}
+
+static mp_node case_layer_norm_640(struct mp_graph *g)
+{
+    return mp_layer_norm(g, IN(1, 9, 640), CONST(.1f, 1, 640),
+                         CONST(.1f, 0, 640), 1e-5f);
+}
+
+static mp_node case_layer_norm_wide(struct mp_graph *g)
+{
+    return mp_layer_norm(g, IN(2, 5, 1288), CONST(.1f, 1, 1288),
+                         CONST(.1f, 0, 1288), 1e-5f);
 }
 
 static mp_node case_layer_norm_odd(struct mp_graph *g)
@@ -948,6 +977,11 @@ static const struct {
     C(conv_joined_residual),
     C(attention_keys),
     C(attention_products),
+    C(group_norm_parts_wide),
+    C(group_norm_held),
+    C(attention_d80_keys),
+    C(layer_norm_640),
+    C(layer_norm_wide),
     C(attention_library), /* LARGE ones last */
 #undef C
 #undef SHARP

@@ -173,15 +173,20 @@ struct g_enlarge {
 /* Name, type of the argument. Grids:
  *   map, binary, copy, pack, spatial ones, flip: GPU_THREADS threads, one
  *     (or one times 8) element each
- *   geglu: likewise, of the result
+ *   geglu: likewise, of the result; geglu_TYPE: GPU_GEGLU times 8 elements
+ *     each. C is a multiple of 8
  *   rows: a warp each row, GPU_ROWS rows a block
- *   layer_norm_TYPE: C is a multiple of 8, at most GPU_LAYER
+ *   layer_norm_TYPE: C is a multiple of 8, at most GPU_LAYER; a block each row,
+ *     of at least C / 8 threads
+ *   layer_norm_TYPE_768: as rows, C at most 768
+ *   layer_norm_TYPE_384: half a warp each row, C at most 384
  *   soften: a block of GPU_THREADS each row
  *   heatmap_peaks: a block of GPU_THREADS each map, N x C
- *   group_TYPE_V: groups x N blocks of GPU_GROUP_THREADS. C / groups is a
- *     multiple of V and at most GPU_GROUP_THREADS V; each thread holds at most
- *     GPU_GROUP_HELD times V elements, at positions GPU_GROUP_THREADS /
+ *   group_TYPE_V: groups x N blocks of at most GPU_GROUP_THREADS. C / groups is
+ *     a multiple of V and at most V for each thread; each thread holds at most
+ *     GPU_GROUP_HELD(V) times V elements, at positions threads /
  *     (C / groups / V) apart
+ *   group_TYPE_V_few: likewise, at most GPU_GROUP_FEW times V
  *   group_sum: splits x N blocks of GPU_THREADS; group_join: as rows, of N x
  *     groups; group_apply: any x N
  *   attention: a warp each query, GPU_ROWS queries a block, heads, N
@@ -195,9 +200,12 @@ struct g_enlarge {
  *   conv_128, conv_64: tiles of 128 x 128 and 64 x 64; 256 and 128 threads */
 #define GPU_THREADS       256
 #define GPU_GROUP_THREADS 512
-#define GPU_GROUP_HELD    16
+#define GPU_GROUP_FEW     4
+#define GPU_GROUP_HELD(v) ((v) == 4 ? 11 : 16)
+#define GPU_GROUP_APPLY   5 /* blocks of group_apply that find room at a time */
+#define GPU_GEGLU         2
 #define GPU_ROWS          8
-#define GPU_LAYER         1280
+#define GPU_LAYER         4096
 #define GPU_SOFTEN        8192
 #define GPU_THIN          8
 #define GPU_ENLARGE_SIDE  8
@@ -210,6 +218,8 @@ struct g_enlarge {
     X(map_8, struct g_map)                                                     \
     X(geglu, struct g_geglu)                                                   \
     X(geglu_8, struct g_geglu)                                                 \
+    X(geglu_bf16, struct g_geglu)                                              \
+    X(geglu_f16, struct g_geglu)                                               \
     X(binary, struct g_binary)                                                 \
     X(binary_8, struct g_binary)                                               \
     X(copy, struct g_copy)                                                     \
@@ -230,17 +240,27 @@ struct g_enlarge {
     X(layer_norm_8, struct g_rows)                                             \
     X(layer_norm_bf16, struct g_rows)                                          \
     X(layer_norm_f16, struct g_rows)                                           \
+    X(layer_norm_bf16_768, struct g_rows)                                      \
+    X(layer_norm_f16_768, struct g_rows)                                       \
+    X(layer_norm_bf16_384, struct g_rows)                                      \
+    X(layer_norm_f16_384, struct g_rows)                                       \
     X(batch_norm, struct g_rows)                                               \
     X(softmax, struct g_rows)                                                  \
     X(soften_8, struct g_soften)                                               \
     X(argmax, struct g_rows)                                                   \
     X(heatmap_peaks, struct g_peaks)                                           \
     X(group_bf16_2, struct g_group)                                            \
+    X(group_bf16_2_few, struct g_group)                                        \
     X(group_bf16_4, struct g_group)                                            \
+    X(group_bf16_4_few, struct g_group)                                        \
     X(group_bf16_8, struct g_group)                                            \
+    X(group_bf16_8_few, struct g_group)                                        \
     X(group_f16_2, struct g_group)                                             \
+    X(group_f16_2_few, struct g_group)                                         \
     X(group_f16_4, struct g_group)                                             \
+    X(group_f16_4_few, struct g_group)                                         \
     X(group_f16_8, struct g_group)                                             \
+    X(group_f16_8_few, struct g_group)                                         \
     X(group_join, struct g_group)                                              \
     X(group_sum, struct g_group)                                               \
     X(group_sum_8, struct g_group)                                             \

@@ -13,36 +13,6 @@ static DEV uint32_t my_lane()
     return threadIdx.x % 32;
 }
 
-/* V elements as they are in memory. */
-template <int TYPE, int V> struct held {
-    halves<V> in;
-    DEV float operator[](int j) const
-    {
-        return to_float(in.v[j], TYPE);
-    }
-    /* What was computed from it so far is not to be kept: it takes twice as
-     * many registers. */
-    DEV void forget()
-    {
-#pragma unroll
-        for (int j = 0; j < V; j++)
-            make_opaque(&in.v[j]);
-    }
-};
-template <int V> struct held<MP_F32, V> {
-    floats<V> in;
-    DEV float operator[](int j) const
-    {
-        return in.v[j];
-    }
-};
-
-template <int TYPE, int V>
-static DEV held<TYPE, V> hold(const void *x, uint32_t i)
-{
-    return ((const held<TYPE, V> *)x)[i / V];
-}
-
 /* ---- rows: a warp each; what it reads twice comes from the cache ---- */
 
 template <int V> static DEV void do_layer_norm(const g_rows &a)
@@ -78,42 +48,43 @@ template <int V> static DEV void do_layer_norm(const g_rows &a)
     }
 }
 
-/* The same of a row that the warp can hold. */
-template <int TYPE> static DEV void do_layer_norm_held(const g_rows &a)
+/* The same of rows of up to MOST, each held by LANES lanes of a warp. */
+template <int TYPE, int LANES, int MOST>
+static DEV void do_layer_norm_held(const g_rows &a)
 {
-    constexpr int HELD = GPU_LAYER / 32 / 8;
-    uint32_t row = my_row(), from = row * a.c;
+    constexpr int HELD = MOST / LANES / 8;
+    uint32_t row = (blockIdx.x * 32 * GPU_ROWS + threadIdx.x) / LANES;
+    uint32_t lane = threadIdx.x % LANES, from = row * a.c;
+    uint32_t c = row < a.rows ? a.c : 0; /* a half of a warp may have none */
     float v[8], w[8], b[8], sum = 0, square = 0, mean, scale;
     held<TYPE, 8> x[HELD];
 
-    if (row >= a.rows)
-        return;
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
-        uint32_t i = (k * 32 + my_lane()) * 8;
+        uint32_t i = (k * LANES + lane) * 8;
 
-        if (i < a.c)
+        if (i < c)
             x[k] = hold<TYPE, 8>(a.x.p, from + i);
     }
 #pragma unroll
     for (int k = 0; k < HELD; k++)
-        if ((k * 32 + my_lane()) * 8 < a.c)
+        if ((k * LANES + lane) * 8 < c)
 #pragma unroll
             for (int j = 0; j < 8; j++)
                 sum += x[k][j];
-    mean = warp_sum(sum) / (float)a.c;
+    mean = lanes_sum<LANES>(sum) / (float)a.c;
 #pragma unroll
     for (int k = 0; k < HELD; k++)
-        if ((k * 32 + my_lane()) * 8 < a.c)
+        if ((k * LANES + lane) * 8 < c)
 #pragma unroll
             for (int j = 0; j < 8; j++)
                 square += (x[k][j] - mean) * (x[k][j] - mean);
-    scale = 1 / sqrtf(warp_sum(square) / (float)a.c + a.eps);
+    scale = 1 / sqrtf(lanes_sum<LANES>(square) / (float)a.c + a.eps);
 #pragma unroll
     for (int k = 0; k < HELD; k++) {
-        uint32_t i = (k * 32 + my_lane()) * 8;
+        uint32_t i = (k * LANES + lane) * 8;
 
-        if (i >= a.c)
+        if (i >= c)
             break;
         load<8>(w, a.weight, i);
         load<8>(b, a.bias, i);
@@ -195,6 +166,38 @@ static DEV float block_max(float v, float *each)
     for (uint32_t i = 0; i < blockDim.x / 32; i++)
         most = fmaxf(most, each[i]);
     return most;
+}
+
+/* Layer norm of a row that the block holds, 8 of it by each thread: few rows
+ * are done soonest if nothing waits for anything that could be read before. */
+template <int TYPE> static DEV void do_layer_norm_block(const g_rows &a)
+{
+    __shared__ float each[GPU_LAYER / 8 / 32];
+    uint32_t i = threadIdx.x * 8, at = blockIdx.x * a.c + i;
+    float v[8], w[8], b[8], sum = 0, square = 0, mean, scale;
+    bool mine = i < a.c;
+    held<TYPE, 8> x;
+
+    if (mine) {
+        x = hold<TYPE, 8>(a.x.p, at);
+        load<8>(w, a.weight, i);
+        load<8>(b, a.bias, i);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        sum += mine ? x[j] : 0;
+    mean = block_sum(sum, each) / (float)a.c;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        square += mine ? (x[j] - mean) * (x[j] - mean) : 0;
+    scale = 1 / sqrtf(block_sum(square, each) / (float)a.c + a.eps);
+    if (!mine)
+        return;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        v[j] = (x[j] - mean) * scale * w[j] + b[j];
+    activate_all<8>(v, a.act);
+    store<8>(a.y, at, v);
 }
 
 /* Softmax of a row that the block can hold. */
@@ -361,7 +364,8 @@ static DEV void do_heatmap_peaks(const g_peaks &a)
  * are put together by those (Chan, Golub and LeVeque 1979). */
 
 /* What follows is made for each type, so that many loads are on their way at
- * a time: a branch on the type would wait for each. */
+ * a time: a branch on the type would wait for each. None is of more than 16
+ * bytes. */
 #define BY_TYPE(f, v)                                                          \
     do {                                                                       \
         if (a.x.type == MP_BF16)                                               \
@@ -369,7 +373,7 @@ static DEV void do_heatmap_peaks(const g_peaks &a)
         else if (a.x.type == MP_F16)                                           \
             f<MP_F16, v>(a);                                                   \
         else                                                                   \
-            f<MP_F32, v>(a);                                                   \
+            f<MP_F32, (v < 4 ? v : 4)>(a);                                     \
     } while (0)
 
 /* For results of 16 bits, functions need not be better than that. */
@@ -385,12 +389,12 @@ template <int V> static DEV void activate_for(float *v, int act, int type)
 
 /* A group by one block, which holds it in registers. Threads stand in rows of
  * `units` of V channels. */
-template <int TYPE, int V> static DEV void do_group_whole(const g_group &a)
+template <int TYPE, int V, int HELD>
+static DEV void do_group_held(const g_group &a)
 {
-    constexpr int HELD = GPU_GROUP_HELD;
     __shared__ float sums[GPU_GROUP_THREADS / 32];
     uint32_t each = a.c / a.groups, units = each / V, g = blockIdx.x;
-    uint32_t rows = GPU_GROUP_THREADS / units, row = threadIdx.x / units;
+    uint32_t rows = blockDim.x / units, row = threadIdx.x / units;
     uint32_t c = g * each + threadIdx.x % units * V;
     uint32_t at = blockIdx.y * a.hw * a.c + c, first = row < rows ? row : a.hw;
     float count = (float)a.hw * (float)each, sum = 0, square = 0, k, mean, by;
@@ -567,7 +571,8 @@ template <int TYPE, int V> static DEV void do_group_sum(const g_group &a)
 }
 
 /* Put the parts of each group of each picture together, a warp each: into
- * `whole`, the first value, mean less that, 1 / deviation. */
+ * `whole`, the first value, mean less that, 1 / deviation. Every block of
+ * group_apply would take longer to do it for itself. */
 static DEV void do_group_join(const g_group &a)
 {
     uint32_t i = my_row(), n = i / a.groups, each = a.c / a.groups;
@@ -598,8 +603,11 @@ static DEV void do_group_join(const g_group &a)
     }
 }
 
+/* Numbers of 16 bits lose more where the mean is far above the deviation than
+ * is lost here by taking all that is constant together. */
 template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 {
+    constexpr bool EXACT = TYPE == MP_F32;
     uint32_t n = blockIdx.y, each = a.c / a.groups;
     const float *whole = a.part + 3 * (a.n * a.splits + n) * a.groups;
     uint32_t from = part_start(a.hw, blockIdx.x, gridDim.x);
@@ -609,7 +617,7 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
     if (s.row >= s.rows)
         return;
     for (uint32_t c = s.unit * V; c < a.c; c += s.units * V) {
-        float k[V], w[V], b[V], v[V];
+        float k[V], mean[V], by[V], w[V], b[V], v[V];
 
         load<V>(w, a.weight, c);
         load<V>(b, a.bias, c);
@@ -618,8 +626,12 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
             const float *g = whole + 3 * ((c + j) / each);
 
             k[j] = g[0];
-            w[j] *= g[2];
-            b[j] -= g[1] * w[j];
+            mean[j] = g[1];
+            by[j] = g[2];
+            if (!EXACT) {
+                w[j] *= by[j];
+                b[j] -= (k[j] + mean[j]) * w[j];
+            }
         }
 #pragma unroll 4
         for (uint32_t i = from + s.row; i < to; i += s.rows) {
@@ -628,7 +640,8 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 
 #pragma unroll
             for (int j = 0; j < V; j++)
-                v[j] = (x[j] - k[j]) * w[j] + b[j];
+                v[j] = EXACT ? (x[j] - k[j] - mean[j]) * by[j] * w[j] + b[j]
+                             : x[j] * w[j] + b[j];
             activate_for<V>(v, a.act, a.y.type);
             store<V>(a.y, at, v);
         }
@@ -638,26 +651,38 @@ template <int TYPE, int V> static DEV void do_group_apply(const g_group &a)
 #define ROWS_THREADS (32 * GPU_ROWS)
 KERNEL(layer_norm, g_rows, ROWS_THREADS, 1, do_layer_norm<1>(a))
 KERNEL(layer_norm_8, g_rows, ROWS_THREADS, 1, do_layer_norm<8>(a))
-KERNEL(layer_norm_bf16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_BF16>(a))
-KERNEL(layer_norm_f16, g_rows, ROWS_THREADS, 1, do_layer_norm_held<MP_F16>(a))
+#define LAYER_NORM(type, TYPE)                                                 \
+    KERNEL(layer_norm_##type, g_rows, GPU_LAYER / 8, 1,                        \
+           do_layer_norm_block<TYPE>(a))                                       \
+    KERNEL(layer_norm_##type##_768, g_rows, ROWS_THREADS, ROOM(5),             \
+           do_layer_norm_held<TYPE, 32, 768>(a))                               \
+    KERNEL(layer_norm_##type##_384, g_rows, ROWS_THREADS, ROOM(5),             \
+           do_layer_norm_held<TYPE, 16, 384>(a))
+LAYER_NORM(bf16, MP_BF16)
+LAYER_NORM(f16, MP_F16)
 KERNEL(batch_norm, g_rows, ROWS_THREADS, 1, do_batch_norm(a))
 KERNEL(softmax, g_rows, ROWS_THREADS, 1, do_softmax(a))
 KERNEL(soften_8, g_soften, GPU_THREADS, 1, do_soften(a))
 KERNEL(argmax, g_rows, ROWS_THREADS, 1, do_argmax(a))
 KERNEL(heatmap_peaks, g_peaks, GPU_THREADS, 1, do_heatmap_peaks(a))
-#define GROUP_WHOLE(v)                                                         \
-    KERNEL(group_bf16_##v, g_group, GPU_GROUP_THREADS, 1,                      \
-           (do_group_whole<MP_BF16, v>(a)))                                    \
-    KERNEL(group_f16_##v, g_group, GPU_GROUP_THREADS, 1,                       \
-           (do_group_whole<MP_F16, v>(a)))
-GROUP_WHOLE(2)
-GROUP_WHOLE(4)
-GROUP_WHOLE(8)
+/* With few registers more than one block finds room: while one waits for
+ * memory, another computes. */
+#define GROUP_HELD(v, suffix, held, blocks)                                    \
+    KERNEL(group_bf16_##v##suffix, g_group, GPU_GROUP_THREADS, blocks,         \
+           do_group_held<MP_BF16, v, held>(a))                                 \
+    KERNEL(group_f16_##v##suffix, g_group, GPU_GROUP_THREADS, blocks,          \
+           do_group_held<MP_F16, v, held>(a))
+GROUP_HELD(2, , GPU_GROUP_HELD(2), 2)
+GROUP_HELD(4, , GPU_GROUP_HELD(4), 2)
+GROUP_HELD(8, , GPU_GROUP_HELD(8), 1)
+GROUP_HELD(2, _few, GPU_GROUP_FEW, 2)
+GROUP_HELD(4, _few, GPU_GROUP_FEW, 2)
+GROUP_HELD(8, _few, GPU_GROUP_FEW, 2)
 KERNEL(group_join, g_group, ROWS_THREADS, 1, do_group_join(a))
 #define GROUP(v, suffix)                                                       \
     KERNEL(group_sum##suffix, g_group, GPU_THREADS, 1,                         \
            BY_TYPE(do_group_sum, v))                                           \
-    KERNEL(group_apply##suffix, g_group, GPU_THREADS, 1,                       \
+    KERNEL(group_apply##suffix, g_group, GPU_THREADS, GPU_GROUP_APPLY,         \
            BY_TYPE(do_group_apply, v))
 GROUP(1, )
 GROUP(8, _8)

@@ -25,35 +25,53 @@ static uint64_t positions(const struct mp_value *x)
     return rows(x) / (uint64_t)x->dim[0];
 }
 
-/* Groups that a block can hold are a block each: its kernel, or NO_KERNEL.
- * Whether they are depends on nothing but the picture, as do the parts that
+/* Groups that a block can hold are a block each: its kernel, or NO_KERNEL, and
+ * its threads. This depends on nothing but the picture, as do the parts that
  * sums of the others are taken in: so its result does not depend on its
  * neighbours in the batch. */
 #define NO_KERNEL GPU_KERNEL_COUNT
 
-static enum gpu_kernel held_group(const struct call *k)
+struct held {
+    enum gpu_kernel kernel;
+    uint32_t threads;
+};
+
+static struct held held_group(const struct call *k)
 {
     static const struct {
-        uint32_t v;
-        enum gpu_kernel bf16, f16;
+        uint32_t v, held;
+        enum gpu_kernel bf16, f16, few_bf16, few_f16;
     } by[] = {
-        {8, GPU_group_bf16_8, GPU_group_f16_8},
-        {4, GPU_group_bf16_4, GPU_group_f16_4},
-        {2, GPU_group_bf16_2, GPU_group_f16_2},
+#define BY(v)                                                                  \
+    {v,                                                                        \
+     GPU_GROUP_HELD(v),                                                        \
+     GPU_group_bf16_##v,                                                       \
+     GPU_group_f16_##v,                                                        \
+     GPU_group_bf16_##v##_few,                                                 \
+     GPU_group_f16_##v##_few}
+        BY(8), BY(4), BY(2)
+#undef BY
     };
     const struct mp_value *x = cuda_in_value(k, 0);
-    uint32_t each = last(x) / (uint32_t)k->s->attr.groups, units;
-    int type = cuda_in(k, 0).type, i = 0;
+    uint32_t each = last(x) / (uint32_t)k->s->attr.groups;
+    struct held h = {NO_KERNEL, GPU_GROUP_THREADS};
+    uint64_t units, few;
+    int type = cuda_in(k, 0).type, bf16 = type == MP_BF16, i = 0;
 
     while (i < 3 && each % by[i].v)
         i++;
     if (i == 3 || (type != MP_BF16 && type != MP_F16))
-        return NO_KERNEL;
+        return h;
     units = each / by[i].v;
-    if (units > GPU_GROUP_THREADS ||
-        positions(x) > (uint64_t)GPU_GROUP_HELD * (GPU_GROUP_THREADS / units))
-        return NO_KERNEL;
-    return type == MP_BF16 ? by[i].bf16 : by[i].f16;
+    few = units * ((positions(x) + GPU_GROUP_FEW - 1) / GPU_GROUP_FEW);
+    if (few <= GPU_GROUP_THREADS) {
+        h.threads = (uint32_t)(few + 31) / 32 * 32;
+        h.kernel = bf16 ? by[i].few_bf16 : by[i].few_f16;
+        return h;
+    }
+    if (positions(x) <= GPU_GROUP_THREADS / units * by[i].held)
+        h.kernel = bf16 ? by[i].bf16 : by[i].f16;
+    return h;
 }
 
 static uint32_t between(uint64_t least, uint64_t v, uint64_t most)
@@ -72,7 +90,7 @@ static size_t group_norm_scratch(const struct call *k)
 {
     const struct mp_value *x = cuda_in_value(k, 0);
 
-    return held_group(k) != NO_KERNEL
+    return held_group(k).kernel != NO_KERNEL
                ? 0
                : (size_t)x->dim[0] * (splits(x) + 1) *
                      (size_t)k->s->attr.groups * 3 * sizeof(float);
@@ -95,15 +113,15 @@ static int group_norm(const struct call *k)
         .eps = k->s->attr.eps,
         .act = k->s->attr.act,
     };
-    enum gpu_kernel held = held_group(k);
+    struct held held = held_group(k);
     int by_8 = a.c % 8 == 0, rc;
     size_t seats = GPU_THREADS * (by_8 ? 8 : 1);
-    /* as many as there is room for at a time, by their registers */
-    uint32_t blocks =
-        between(1, 4 * gpu_processors(k->plan->device->gpu) / a.n, a.hw);
+    uint32_t room = GPU_GROUP_APPLY * gpu_processors(k->plan->device->gpu);
+    uint32_t blocks = between(1, room / a.n, a.hw);
 
-    if (held != NO_KERNEL)
-        return cuda_launch(k, held, a.groups, a.n, 1, GPU_GROUP_THREADS, 0, &a);
+    if (held.kernel != NO_KERNEL)
+        return cuda_launch(k, held.kernel, a.groups, a.n, 1, held.threads, 0,
+                           &a);
     rc = cuda_launch(k, by_8 ? GPU_group_sum_8 : GPU_group_sum, a.splits, a.n,
                      1, GPU_THREADS, 2 * seats * sizeof(float), &a);
     if (!rc)
@@ -114,6 +132,24 @@ static int group_norm(const struct call *k)
         rc = cuda_launch(k, by_8 ? GPU_group_apply_8 : GPU_group_apply, blocks,
                          a.n, 1, GPU_THREADS, 0, &a);
     return rc;
+}
+
+/* Of 16 bits, in rows of a multiple of 8. */
+static int held_layer(const struct call *k, const struct g_rows *a)
+{
+    int bf16 = a->x.type == MP_BF16;
+
+    if (a->c <= 384)
+        return cuda_launch(
+            k, bf16 ? GPU_layer_norm_bf16_384 : GPU_layer_norm_f16_384,
+            (a->rows + 2 * GPU_ROWS - 1) / (2 * GPU_ROWS), 1, 1, 32 * GPU_ROWS,
+            0, a);
+    if (a->c <= 768)
+        return cuda_launch(
+            k, bf16 ? GPU_layer_norm_bf16_768 : GPU_layer_norm_f16_768,
+            (a->rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1, 32 * GPU_ROWS, 0, a);
+    return cuda_launch(k, bf16 ? GPU_layer_norm_bf16 : GPU_layer_norm_f16,
+                       a->rows, 1, 1, (a->c / 8 + 31) / 32 * 32, 0, a);
 }
 
 static int by_rows(const struct call *k)
@@ -138,11 +174,11 @@ static int by_rows(const struct call *k)
 
     for (int i = 1; i < k->s->nin; i++)
         *more[i - 1] = cuda_in(k, i);
-    if (which == GPU_layer_norm && a.c % 8 == 0)
-        which = a.c > GPU_LAYER       ? GPU_layer_norm_8
-                : a.x.type == MP_BF16 ? GPU_layer_norm_bf16
-                : a.x.type == MP_F16  ? GPU_layer_norm_f16
-                                      : GPU_layer_norm_8;
+    if (which == GPU_layer_norm && a.c % 8 == 0) {
+        if (a.c <= GPU_LAYER && (a.x.type == MP_BF16 || a.x.type == MP_F16))
+            return held_layer(k, &a);
+        which = GPU_layer_norm_8;
+    }
     return cuda_launch(k, which, (a.rows + GPU_ROWS - 1) / GPU_ROWS, 1, 1,
                        32 * GPU_ROWS, 0, &a);
 }
@@ -159,7 +195,12 @@ static int geglu(const struct call *k)
 {
     const struct mp_value *y = out_value(k);
     const struct g_geglu a = {cuda_out(k), cuda_in(k, 0), rows(y), last(y)};
+    size_t block = GPU_GEGLU * GPU_THREADS * 8;
 
+    if (a.c % 8 == 0 && (a.x.type == MP_BF16 || a.x.type == MP_F16))
+        return cuda_launch(
+            k, a.x.type == MP_BF16 ? GPU_geglu_bf16 : GPU_geglu_f16,
+            (y->count + block - 1) / block, 1, 1, GPU_THREADS, 0, &a);
     return cuda_each(k, GPU_geglu, GPU_geglu_8, a.c % 8 == 0, y->count, &a);
 }
 

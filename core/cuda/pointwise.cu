@@ -29,6 +29,37 @@ template <int V> static DEV void do_geglu(const g_geglu &a)
     store<V>(a.y, i, u);
 }
 
+/* The same of 16 bits, and of several elements a block apart: all are read
+ * before the first is waited for. */
+template <int TYPE> static DEV void do_geglu_each(const g_geglu &a)
+{
+    constexpr int N = GPU_GEGLU;
+    uint32_t first = (blockIdx.x * N * GPU_THREADS + threadIdx.x) * 8;
+    held<TYPE, 8> u[N], v[N];
+    float y[8];
+
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        uint32_t i = first + k * GPU_THREADS * 8, row = i / a.c;
+
+        if (row < a.rows) {
+            u[k] = hold<TYPE, 8>(a.x.p, i + row * a.c);
+            v[k] = hold<TYPE, 8>(a.x.p, i + row * a.c + a.c);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        uint32_t i = first + k * GPU_THREADS * 8;
+
+        if (i / a.c >= a.rows)
+            return;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            y[j] = u[k][j] * gelu(v[k][j]);
+        store<8>(a.y, i, y);
+    }
+}
+
 template <int V> static DEV void do_binary(const g_binary &a)
 {
     uint32_t i = my_index() * V, rest = i, at = 0;
@@ -222,6 +253,8 @@ template <int V> static DEV void do_pad(const g_spatial &a)
     KERNEL(name##_8, arg, GPU_THREADS, 1, do_##name<8>(a))
 BOTH(map, g_map)
 BOTH(geglu, g_geglu)
+KERNEL(geglu_bf16, g_geglu, GPU_THREADS, ROOM(5), do_geglu_each<MP_BF16>(a))
+KERNEL(geglu_f16, g_geglu, GPU_THREADS, ROOM(5), do_geglu_each<MP_F16>(a))
 BOTH(binary, g_binary)
 BOTH(copy, g_copy)
 BOTH(bilinear, g_spatial)

@@ -61,10 +61,13 @@ static DEV float exp2_fast(float x)
     return y;
 }
 
-/* To some 22 bits; 0 if b is very large. */
-static DEV float divide_fast(float a, float b)
+/* 1 / x, to some 22 bits; 0 of infinity. */
+static DEV float invert_fast(float x)
 {
-    return __fdividef(a, b);
+    float y;
+
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* For the compiler it may have changed. */
@@ -148,6 +151,7 @@ template <int left> static DEV void copy_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
+
 #else
 #include "sim.h"
 #define DEV inline
@@ -257,6 +261,36 @@ template <int V> static DEV void store(g_out y, uint32_t i, const float *v)
     }
 }
 
+/* V elements as they are in memory. */
+template <int TYPE, int V> struct held {
+    halves<V> in;
+    DEV float operator[](int j) const
+    {
+        return to_float(in.v[j], TYPE);
+    }
+    /* What was computed from it so far is not to be kept: it takes twice as
+     * many registers. */
+    DEV void forget()
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            make_opaque(&in.v[j]);
+    }
+};
+template <int V> struct held<MP_F32, V> {
+    floats<V> in;
+    DEV float operator[](int j) const
+    {
+        return in.v[j];
+    }
+};
+
+template <int TYPE, int V>
+static DEV held<TYPE, V> hold(const void *x, uint32_t i)
+{
+    return ((const held<TYPE, V> *)x)[i / V];
+}
+
 /* ---- places in maps that are resized ---- */
 
 /* Rounded step by step, as the reference does it: one rounding less would
@@ -306,7 +340,7 @@ static DEV float activate(float x, int act)
 /* SiLU as good as 16 bits need it. */
 static DEV float silu_fast(float x)
 {
-    return divide_fast(x, 1 + exp2_fast(x * -1.44269504f));
+    return x * invert_fast(1 + exp2_fast(x * -1.44269504f));
 }
 
 template <int V> static DEV void activate_all(float *v, int act)
@@ -317,12 +351,18 @@ template <int V> static DEV void activate_all(float *v, int act)
             v[j] = activate(v[j], act);
 }
 
-static DEV float warp_sum(float v)
+/* Of each so many lanes of a warp. */
+template <int LANES> static DEV float lanes_sum(float v)
 {
 #pragma unroll
-    for (int k = 16; k; k >>= 1)
+    for (int k = LANES / 2; k; k >>= 1)
         v += __shfl_xor_sync(ALL_LANES, v, k);
     return v;
+}
+
+static DEV float warp_sum(float v)
+{
+    return lanes_sum<32>(v);
 }
 
 static DEV float warp_max(float v)
@@ -339,12 +379,20 @@ static DEV uint32_t my_index()
     return blockIdx.x * blockDim.x + threadIdx.x;
 }
 
+/* Blocks that are to find room at a time; code for newer GPUs needs some
+ * registers more. */
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
+#define ROOM(blocks) ((blocks)-1)
+#else
+#define ROOM(blocks) (blocks)
+#endif
+
 /* extern "C", so that the host finds it by its name. */
-#define KERNEL(name, arg, threads, blocks, body)                               \
+#define KERNEL(name, arg, threads, blocks, ...)                                \
     extern "C" __global__ void __launch_bounds__(threads, blocks)              \
         name(const arg a)                                                      \
     {                                                                          \
-        body;                                                                  \
+        __VA_ARGS__;                                                           \
     }
 
 #endif

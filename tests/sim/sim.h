@@ -129,9 +129,9 @@ static inline void make_opaque(uint16_t *)
 {
 }
 
-static inline float divide_fast(float a, float b)
+static inline float invert_fast(float x)
 {
-    return a / b;
+    return 1 / x;
 }
 
 /* ---- instructions of a warp ---- */
