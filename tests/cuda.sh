@@ -32,6 +32,10 @@ else
     MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
         "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
         fail "test_ops on the simulated GPU"
+    MPIPE_SIM_LIBRARY=yes CK_RUN_CASE=bf16_inside \
+        MPIPE_BACKEND_PATH=$builddir/tests/sim MPIPE_TEST_BACKEND=gpusim \
+        "$builddir/tests/test_ops" > "$dir/err" 2>&1 ||
+        fail "test_ops on the simulated GPU with a library"
     CK_RUN_CASE=merging MPIPE_BACKEND_PATH=$builddir/tests/sim \
         MPIPE_TEST_BACKEND=gpusim "$builddir/tests/test_pose" \
         > "$dir/err" 2>&1 || fail "key points on the simulated GPU"

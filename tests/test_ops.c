@@ -156,6 +156,12 @@ static mp_node case_conv_first(struct mp_graph *g)
     return conv(g, IN(1, 19, 23, 3), 32, 3, 1, 1, 1);
 }
 
+/* Pictures one after the other, by a library's linear layer if there is one. */
+static mp_node case_conv_first_pictures(struct mp_graph *g)
+{
+    return mp_act(g, conv(g, IN(3, 19, 23, 3), 32, 3, 2, 1, 0), MP_SILU);
+}
+
 static mp_node case_conv_four(struct mp_graph *g)
 {
     return conv(g, IN(1, 9, 11, 4), 32, 3, 1, 1, 1);
@@ -196,6 +202,28 @@ static mp_node case_linear(struct mp_graph *g)
 {
     return mp_linear(g, IN(2, 63, 80), CONST(0.2f, 0, 160, 80),
                      CONST(0.1f, 0, 160));
+}
+
+/* Of one input, which GPUs do at once; the fourth is another's. */
+static mp_node case_linear_alike(struct mp_graph *g)
+{
+    mp_node x = mp_act(g, IN(2, 19, 40), MP_RELU);
+    mp_node q = mp_linear(g, x, CONST(.1f, 0, 48, 40), (mp_node){0});
+    mp_node k = mp_linear(g, x, CONST(.1f, 0, 48, 40), (mp_node){0});
+    mp_node v = mp_linear(g, x, CONST(.1f, 0, 48, 40), (mp_node){0});
+    mp_node w = mp_linear(g, q, CONST(.1f, 0, 48, 48), (mp_node){0});
+
+    return mp_add(g, mp_attention(g, q, k, v, 3, .25f), w);
+}
+
+/* And two. */
+static mp_node case_linear_alike_two(struct mp_graph *g)
+{
+    mp_node x = mp_act(g, IN(2, 19, 40), MP_RELU), y[2];
+
+    for (int i = 0; i < 2; i++)
+        y[i] = mp_linear(g, x, CONST(.1f, 0, 48, 40), (mp_node){0});
+    return mp_concat(g, y, 2, -1);
 }
 
 static mp_node case_linear_odd(struct mp_graph *g)
@@ -977,6 +1005,9 @@ static const struct {
     C(conv_joined_residual),
     C(attention_keys),
     C(attention_products),
+    C(conv_first_pictures),
+    C(linear_alike),
+    C(linear_alike_two),
     C(group_norm_parts_wide),
     C(group_norm_held),
     C(attention_d80_keys),

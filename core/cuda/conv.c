@@ -3,7 +3,9 @@
  * conv.c - convolutions, linear layers and transposed convolutions: by
  * cuBLASLt or cuDNN where they have a way, else by kernels of ours, which take
  * any shape. Of a map that is enlarged first the products with each of the nine
- * taps are taken before, and enlarged and added up after.
+ * taps are taken before, and enlarged and added up after; one of few channels
+ * is unfolded for a linear layer. Linear layers of the same x, one after the
+ * other, are done at once.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -16,11 +18,6 @@ struct shape {
     int64_t n, h, w, c, k, r, s, oh, ow;
     struct mp_conv conv;
 };
-
-static int is_enlarged(const struct call *k)
-{
-    return k->s->attr.up_h != 0;
-}
 
 static struct shape shape_of(const struct call *k)
 {
@@ -45,6 +42,16 @@ static struct shape shape_of(const struct call *k)
     return s;
 }
 
+static int is_16_bits(int t)
+{
+    return t == MP_BF16 || t == MP_F16;
+}
+
+static int is_enlarged(const struct call *k)
+{
+    return k->s->attr.up_h != 0;
+}
+
 /* The products that are taken at a time: those of so many pictures of an
  * enlarged map as of a linear layer to K channels for each tap. */
 static struct shape products_of(const struct call *k)
@@ -65,11 +72,6 @@ static struct shape products_of(const struct call *k)
         .ow = s.w,
         .conv = {.stride = 1},
     };
-}
-
-static int is_16_bits(int t)
-{
-    return t == MP_BF16 || t == MP_F16;
 }
 
 /* Products are taken in the network's precision: in f32 only where nothing
@@ -116,16 +118,29 @@ int cuda_commutes(const struct mp_enlarged *e, enum mp_dtype t)
            saved > PRODUCTS_PER_BYTE * moved;
 }
 
-/* Products of several pictures lie in scratch at a time: as many as divide the
- * batch, and as a large cache nearly holds. */
+/* What several pictures have in scratch at a time: as much as a large cache
+ * nearly holds. */
 #ifndef MP_CUDA_TAPS                    /* tests have one that is soon full */
 #define MP_CUDA_TAPS ((size_t)96 << 20) /* bytes */
 #endif
 
+/* As many pictures as divide n and find room in scratch, with so many elements
+ * each. */
+static int64_t fitting(const struct call *k, int64_t n, int64_t each)
+{
+    int64_t m = n;
+
+    while (m > 1 &&
+           (n % m || (uint64_t)m * (uint64_t)each * mp_dtype_size(k->c->type) >
+                         MP_CUDA_TAPS))
+        m--;
+    return m;
+}
+
 static int choose_pictures(const struct call *k)
 {
     const struct shape s = shape_of(k);
-    int64_t n = s.n, one = s.h * s.w * s.r * s.s * s.k;
+    int64_t one = s.h * s.w * s.r * s.s * s.k;
 
     if (one > INT32_MAX)
         return mp_fail(k->err, MP_ENOTSUP,
@@ -133,19 +148,71 @@ static int choose_pictures(const struct call *k)
                        " products with the taps of an enlarged "
                        "map are over the limit of %" PRId32,
                        one, INT32_MAX);
-    while (n > 1 &&
-           (s.n % n || (uint64_t)n * (uint64_t)one * mp_dtype_size(k->c->type) >
-                           MP_CUDA_TAPS))
-        n--;
-    k->c->pictures = n;
+    k->c->pictures = fitting(k, s.n, one);
     return 0;
+}
+
+/* ---- linear layers of the same x ---- */
+
+static int is_alone(const struct mp_value *value, const struct mp_step *s)
+{
+    return s->op != MP_OP_CONV2D || s->attr.act != MP_ACT_NONE ||
+           (s->nin > 2 && s->in[2] != MP_NO_VALUE) ||
+           (s->nin > 3 && s->in[3] != MP_NO_VALUE) ||
+           value[s->in[1]].place != MP_CONSTANT || value[s->in[1]].ndim != 2;
+}
+
+/* May this step be done with k's? Between the two nothing is read or written
+ * but by layers of this kind, so no memory is of any other value. */
+static int is_alike(const struct call *k, const struct mp_step *s)
+{
+    const struct mp_value *v = k->plan->value;
+    const struct mp_value *w = &v[s->in[1]], *mine = cuda_in_value(k, 1);
+
+    return !is_alone(v, s) && s->in[0] == k->s->in[0] &&
+           w->dim[0] == mine->dim[0] && w->dim[1] == mine->dim[1] &&
+           v[s->out].dtype == v[k->s->out].dtype;
+}
+
+#define MOST_ALIKE 3
+
+/* k's and those that follow. */
+static int count_alike(const struct call *k)
+{
+    const struct mp_step *end = k->plan->step + k->plan->nstep;
+    int n = 1;
+
+    if (is_alone(k->plan->value, k->s) || k->plan->once ||
+        !is_16_bits(cuda_in_value(k, 0)->dtype))
+        return 1;
+    while (n < MOST_ALIKE && k->s + n < end && is_alike(k, k->s + n))
+        n++;
+    return n;
+}
+
+/* Elements from each one's result to the next one's, or 0: they do not lie so.
+ */
+static int64_t distance(const struct call *k, int n)
+{
+    const struct mp_value *v = k->plan->value;
+    size_t at[MOST_ALIKE];
+
+    for (int i = 0; i < n; i++)
+        at[i] = v[k->s[i].out].offset;
+    for (int i = 1; i < n; i++)
+        if (at[i] <= at[i - 1] || at[i] - at[i - 1] != at[1] - at[0])
+            return 0;
+    return n > 1
+               ? (int64_t)((at[1] - at[0]) / mp_dtype_size(v[k->s->out].dtype))
+               : 0;
 }
 
 /* ---- choosing ---- */
 
 /* A plan of cuBLASLt or cuDNN, or none. Not for what runs once: setting one up
  * costs more than it saves there. */
-static void choose_lib(const struct call *k, const struct shape *s)
+static void choose_lib(const struct call *k, const struct shape *s,
+                       int64_t times, int64_t y_next)
 {
     const struct mp_value *y = &k->plan->value[k->s->out];
     int alone = !is_enlarged(k); /* else more comes after */
@@ -167,6 +234,8 @@ static void choose_lib(const struct call *k, const struct shape *s)
         .residual = alone && cuda_has(k, 3),
         .act = alone ? k->s->attr.act : MP_ACT_NONE,
         .tf32 = k->plan->device->tf32,
+        .times = times,
+        .y_next = y_next,
     };
 
     if (k->plan->once || k->s->op == MP_OP_DECONV2D || !is_constant(k, 1) ||
@@ -272,7 +341,7 @@ static void choose(const struct call *k, const struct shape *s)
     if (is_16_bits(k->c->type) && !is_enlarged(k)) /* whole accesses */
         wide.c = cuda_up_to_8(s->c);
     if (s->k > GPU_THIN && (!is_enlarged(k) || is_aligned(k, s)))
-        choose_lib(k, &wide);
+        choose_lib(k, &wide, 1, 0);
     k->c->widen = k->c->lib && wide.c != s->c;
     if (k->c->lib) {
         k->c->name = lib_plan_name(k->c->lib);
@@ -282,13 +351,106 @@ static void choose(const struct call *k, const struct shape *s)
     }
 }
 
+/* By one plan, if there is one, at once or one after the other, by how their
+ * results lie. Their weights lie the same way in all programs, or the device
+ * would have them twice. */
+static int compile_alike(const struct call *k, const struct mp_program *p)
+{
+    const struct shape s = shape_of(k);
+    int n = count_alike(k);
+    int64_t y_next = distance(k, n);
+    uint32_t w[MOST_ALIKE];
+
+    if (n == 1 || s.c % 8)
+        return 0;
+    choose_lib(k, &s, y_next ? n : 1, y_next);
+    if (!k->c->lib)
+        return 0;
+    k->c->name = lib_plan_name(k->c->lib);
+    k->c->work = reserve(k, lib_plan_work(k->c->lib));
+    k->c->alike = n;
+    k->c->calls = y_next ? 1 : n;
+    for (int i = 0; i < n; i++) {
+        w[i] = k->s[i].in[1];
+        k->c[i].done = i > 0;
+        if (i)
+            k->c[i].name = "at once";
+    }
+    return cuda_pack_all(k, p, 1, w, n, TAPS, k->c->type);
+}
+
+static int run_alike(const struct call *k)
+{
+    const struct mp_value *w = cuda_in_value(k, 1);
+    int rc = 0;
+
+    for (int i = 0; i < k->c->calls && !rc; i++) {
+        const struct lib_data d = {
+            .x = (mp_addr)(uintptr_t)cuda_in(k, 0).p,
+            .w = k->c->constant[1]->at +
+                 (size_t)i * w->count * mp_dtype_size(k->c->type),
+            .y = k->arena + k->plan->value[k->s[i].out].offset,
+            .work = k->plan->scratch + k->c->work,
+        };
+
+        rc = lib_plan_run(k->c->lib, &d, k->err);
+    }
+    return rc;
+}
+
+/* Of so few channels that a tap is less than a whole access: by a linear layer
+ * over what each result needs, if there is a plan for that. */
+static int compile_unfolded(const struct call *k, const struct mp_program *p)
+{
+    struct shape s = shape_of(k), rows;
+    int rc;
+
+    if (k->s->op != MP_OP_CONV2D || is_enlarged(k) || s.c % 8 == 0 ||
+        s.c * 9 > 64 || s.oh * s.ow * 64 > INT32_MAX || s.r != 3 || s.s != 3 ||
+        s.k <= GPU_THIN || cuda_has(k, 3) || !is_16_bits(k->c->type) ||
+        k->plan->value[k->s->out].dtype != k->c->type)
+        return 0;
+    rows = (struct shape){
+        .n = fitting(k, s.n, s.oh * s.ow * cuda_up_to_8(9 * s.c)),
+        .h = s.oh,
+        .w = s.ow,
+        .c = cuda_up_to_8(9 * s.c),
+        .k = s.k,
+        .r = 1,
+        .s = 1,
+        .oh = s.oh,
+        .ow = s.ow,
+        .conv = {.stride = 1},
+    };
+    choose_lib(k, &rows, 1, 0);
+    if (!k->c->lib)
+        return 0;
+    k->c->name = lib_plan_name(k->c->lib);
+    k->c->work = reserve(k, lib_plan_work(k->c->lib));
+    k->c->unfold = 1;
+    k->c->pictures = rows.n;
+    k->c->x_at = reserve(k, (size_t)(rows.n * rows.h * rows.w * rows.c) *
+                                mp_dtype_size(k->c->type));
+    rc = cuda_pack(k, p, 1, ROWS_8, k->c->type);
+    if (!rc && cuda_has(k, 2))
+        rc = cuda_pack(k, p, 2, PLAIN, k->c->type);
+    return rc;
+}
+
 int cuda_conv_compile(const struct call *k, const struct mp_program *p)
 {
     const struct mp_value *x = cuda_in_value(k, 0);
     struct shape s;
     int rc;
 
+    if (k->c->done)
+        return 0;
     k->c->type = product_type(k);
+    rc = compile_alike(k, p);
+    if (!rc && !k->c->alike)
+        rc = compile_unfolded(k, p);
+    if (rc || k->c->alike || k->c->unfold)
+        return rc;
     rc = is_enlarged(k) ? choose_pictures(k) : 0;
     if (rc)
         return rc;
@@ -340,22 +502,6 @@ static int run_lib(const struct call *k, struct g_in x)
     return rc || act == MP_ACT_NONE
                ? rc
                : cuda_convert(k, out, again, y->count, act);
-}
-
-static int widen(const struct call *k, struct g_out y, struct g_in x,
-                 const struct shape *s)
-{
-    const struct g_copy a = {
-        .y = y,
-        .x = x,
-        .rows = (uint32_t)(cuda_in_value(k, 0)->count / (size_t)s->c),
-        .n = (uint32_t)s->c,
-        .y_row = (uint32_t)cuda_up_to_8(s->c),
-        .x_row = (uint32_t)s->c,
-    };
-
-    return cuda_each(k, GPU_widen_8, GPU_widen_8, 1, (size_t)a.rows * a.y_row,
-                     &a);
 }
 
 static int launch(const struct call *k, const struct g_conv *a)
@@ -503,6 +649,51 @@ static int run_enlarged(const struct call *k, struct g_conv *a)
     return rc;
 }
 
+/* Some pictures at a time. */
+static int run_unfolded(const struct call *k)
+{
+    const struct shape s = shape_of(k);
+    const struct g_in x = cuda_in(k, 0);
+    size_t pixels = (size_t)(s.oh * s.ow * k->c->pictures);
+    struct g_unfold u = {
+        .y = {pointer(scratch(k, k->c->x_at)), k->c->type},
+        .x = x,
+        .n = (uint32_t)k->c->pictures,
+        .h = (uint32_t)s.h,
+        .w = (uint32_t)s.w,
+        .c = (uint32_t)s.c,
+        .oh = (uint32_t)s.oh,
+        .ow = (uint32_t)s.ow,
+        .row = (uint32_t)cuda_up_to_8(9 * s.c),
+        .stride = (uint32_t)s.conv.stride,
+        .top = s.conv.top,
+        .left = s.conv.left,
+    };
+    struct g_out y = cuda_out(k);
+    int act = lib_plan_act(k->c->lib), rc = 0;
+
+    for (int64_t i = 0; i < s.n && !rc; i += k->c->pictures) {
+        const struct lib_data d = {
+            .x = scratch(k, k->c->x_at),
+            .w = k->c->constant[1]->at,
+            .bias = cuda_has(k, 2) ? k->c->constant[2]->at : 0,
+            .y = (mp_addr)(uintptr_t)y.p +
+                 (size_t)(i * s.oh * s.ow * s.k) * mp_dtype_size(k->c->type),
+            .work = scratch(k, k->c->work),
+        };
+
+        u.x.p = (const char *)x.p + (size_t)(i * s.h * s.w * s.c) *
+                                        mp_dtype_size((enum mp_dtype)x.type);
+        rc = cuda_each(k, GPU_unfold_8, GPU_unfold_8, 1, pixels * u.row, &u);
+        if (!rc)
+            rc = lib_plan_run(k->c->lib, &d, k->err);
+    }
+    if (rc || act == MP_ACT_NONE)
+        return rc;
+    return cuda_convert(k, y, (struct g_in){y.p, y.type},
+                        k->plan->value[k->s->out].count, act);
+}
+
 int cuda_conv_run(const struct call *k)
 {
     struct shape s = products_of(k);
@@ -529,12 +720,20 @@ int cuda_conv_run(const struct call *k)
     };
     int rc = 0;
 
+    if (k->c->done)
+        return 0;
+    if (k->c->alike)
+        return run_alike(k);
+    if (k->c->unfold)
+        return run_unfolded(k);
     if (k->c->convert_x) {
         struct g_out to = {pointer(scratch(k, k->c->x_at)), k->c->type};
 
-        rc = k->c->widen ? widen(k, to, a.x, &s)
-                         : cuda_convert(k, to, a.x, cuda_in_value(k, 0)->count,
-                                        MP_ACT_NONE);
+        rc = k->c->widen
+                 ? cuda_widen(k, to, a.x,
+                              cuda_in_value(k, 0)->count / (size_t)s.c, s.c)
+                 : cuda_convert(k, to, a.x, cuda_in_value(k, 0)->count,
+                                MP_ACT_NONE);
         a.x = (struct g_in){to.p, to.type};
     }
     if (!rc && k->c->lib && !is_enlarged(k))

@@ -197,9 +197,28 @@ int64_t cuda_up_to_8(int64_t n)
 /* Elements of a constant in this form. */
 static size_t form_count(const struct mp_value *v, enum form form)
 {
-    if (form != TAPS_8)
-        return v->count;
-    return v->count / (size_t)v->dim[1] * (size_t)cuda_up_to_8(v->dim[1]);
+    size_t row = v->count / (size_t)v->dim[0];
+
+    if (form == TAPS_8)
+        return v->count / (size_t)v->dim[1] * (size_t)cuda_up_to_8(v->dim[1]);
+    if (form == ROWS_8)
+        return (size_t)v->dim[0] * (size_t)cuda_up_to_8((int64_t)row);
+    return v->count;
+}
+
+int cuda_widen(const struct call *k, struct g_out y, struct g_in x, size_t rows,
+               int64_t n)
+{
+    const struct g_copy a = {
+        .y = y,
+        .x = x,
+        .rows = (uint32_t)rows,
+        .n = (uint32_t)n,
+        .y_row = (uint32_t)cuda_up_to_8(n),
+        .x_row = (uint32_t)n,
+    };
+
+    return cuda_each(k, GPU_widen_8, GPU_widen_8, 1, rows * a.y_row, &a);
 }
 
 static int form_taps(const struct call *k, struct g_out y, struct g_in x,
@@ -285,6 +304,9 @@ int cuda_form(const struct call *k, struct g_out y, struct g_in x,
         return form_taps_k(k, y, x, w);
     if (form == PLAIN)
         return cuda_convert(k, y, x, w->count, MP_ACT_NONE);
+    if (form == ROWS_8)
+        return cuda_widen(k, y, x, (size_t)w->dim[0],
+                          (int64_t)w->count / w->dim[0]);
     return form_taps(k, y, x, w,
                      form == TAPS_8 ? cuda_up_to_8(w->dim[1]) : w->dim[1]);
 }
@@ -305,19 +327,17 @@ static struct packed *look_up(struct mp_device *d, const struct packed *want)
     return p;
 }
 
-/* f32 data of the host as *k wants it. What needs no change goes straight to
- * its place; the rest by way of the upload buffer, and is packed there. */
-static int upload(const struct call *k, struct packed *to,
+/* f32 data of the host as *to wants it, to `at`. What needs no change goes
+ * straight there; the rest by way of the upload buffer, and is packed there. */
+static int upload(const struct call *k, const struct packed *to, mp_addr at,
                   const struct mp_value *v, const float *data)
 {
     struct mp_device *d = k->plan->device;
     size_t bytes = v->count * sizeof *data;
     int plain = to->form == PLAIN && to->type == MP_F32;
-    int rc =
-        gpu_alloc(d->gpu, form_count(v, to->form) * mp_dtype_size(to->type),
-                  "weights", &to->at, k->err);
+    int rc = 0;
 
-    if (!rc && !plain && d->upload_bytes < bytes) {
+    if (!plain && d->upload_bytes < bytes) {
         gpu_free(d->gpu, d->upload);
         d->upload_bytes = 0;
         rc = gpu_alloc(d->gpu, bytes, "weights on their way", &d->upload,
@@ -325,12 +345,32 @@ static int upload(const struct call *k, struct packed *to,
         d->upload_bytes = rc ? 0 : bytes;
     }
     if (!rc)
-        rc = gpu_put(d->gpu, plain ? to->at : d->upload, data, bytes, k->err);
+        rc = gpu_put(d->gpu, plain ? at : d->upload, data, bytes, k->err);
     if (rc || plain)
         return rc;
-    return cuda_form(k, (struct g_out){(void *)(uintptr_t)to->at, to->type},
+    return cuda_form(k, (struct g_out){(void *)(uintptr_t)at, to->type},
                      (struct g_in){(void *)(uintptr_t)d->upload, MP_F32}, v,
                      to->form, to->stride, to->pad);
+}
+
+static int upload_all(const struct call *k, const struct mp_program *p,
+                      struct packed *to, const uint32_t *value, int n)
+{
+    const struct mp_value *v = &k->plan->value[value[0]];
+    size_t bytes = form_count(v, to->form) * mp_dtype_size(to->type);
+    int rc = gpu_alloc(k->plan->device->gpu, (size_t)n * bytes, "weights",
+                       &to->at, k->err);
+
+    for (int i = 0; i < n && !rc; i++) {
+        const float *data;
+
+        rc = p->constant(p, value[i], &data, k->err);
+        if (rc)
+            break;
+        rc = upload(k, to, to->at + (size_t)i * bytes, v, data);
+        p->release(p, value[i]);
+    }
+    return rc;
 }
 
 static int use(const struct call *k, int i, struct packed *p)
@@ -347,16 +387,18 @@ static int use(const struct call *k, int i, struct packed *p)
     return 0;
 }
 
-int cuda_pack(const struct call *k, const struct mp_program *p, int i,
-              enum form form, enum mp_dtype type)
+int cuda_pack_all(const struct call *k, const struct mp_program *p, int i,
+                  const uint32_t *value, int n, enum form form,
+                  enum mp_dtype type)
 {
-    const struct mp_value *v = cuda_in_value(k, i);
     struct mp_device *d = k->plan->device;
     struct packed want = {.form = form, .type = type}, *made;
-    const float *data;
     int rc;
 
-    memcpy(want.key, v->key, sizeof want.key);
+    for (int j = 0; j < n; j++) /* one's is its own */
+        for (int h = 0; h < 2; h++)
+            want.key[h] = want.key[h] * 0x9e3779b97f4a7c15 +
+                          k->plan->value[value[j]].key[h];
     if (form == PHASES) {
         want.stride = k->s->attr.conv.stride;
         want.pad = k->s->attr.conv.top;
@@ -368,11 +410,7 @@ int cuda_pack(const struct call *k, const struct mp_program *p, int i,
     if (!made)
         return no_memory(k->err);
     *made = want;
-    rc = p->constant(p, k->s->in[i], &data, k->err);
-    if (!rc) {
-        rc = upload(k, made, v, data);
-        p->release(p, k->s->in[i]);
-    }
+    rc = upload_all(k, p, made, value, n);
     if (!rc)
         rc = use(k, i, made);
     if (rc) {
@@ -383,6 +421,12 @@ int cuda_pack(const struct call *k, const struct mp_program *p, int i,
     made->next = *bucket(d, made->key);
     *bucket(d, made->key) = made;
     return 0;
+}
+
+int cuda_pack(const struct call *k, const struct mp_program *p, int i,
+              enum form form, enum mp_dtype type)
+{
+    return cuda_pack_all(k, p, i, &k->s->in[i], 1, form, type);
 }
 
 static void drop(struct mp_device *d, struct packed *p)

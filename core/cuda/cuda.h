@@ -12,6 +12,7 @@ enum form {
     TAPS,   /* K,C,R,S as K,R,S,C */
     TAPS_8, /* and zeros for C up to the next multiple of 8 */
     TAPS_K, /* K,C,R,S as R,S,K,C: for each tap a linear layer */
+    ROWS_8, /* as they are, each row of K with zeros up to a multiple of 8 */
     PHASES  /* C,K,R,S of a transposed convolution: for each of stride x stride
                kinds of result pixels the taps that it sees, as K,R',S',C */
 };
@@ -50,8 +51,12 @@ struct cuda_step {
     size_t x_at, w_at, b_at; /* in scratch: x so converted, weights and bias
                                 that are no constants */
     size_t work;             /* in scratch: the library's */
-    int64_t pictures;        /* of an enlarged map: done at a time; */
-    size_t taps_at;          /* in scratch: their products with each tap */
+    int unfold;              /* x, at x_at, and then it is a linear layer */
+    int64_t pictures; /* of an enlarged map, or unfolded: done at a time; */
+    size_t taps_at;   /* in scratch: their products with each tap */
+    int alike, calls; /* linear layers that this one does, and how often
+                         the library is called for them */
+    int done;         /* with a step before */
 };
 
 struct mp_plan {
@@ -99,8 +104,15 @@ int cuda_convert(const struct call *k, struct g_out y, struct g_in x, size_t n,
 /* The constant of input i in this form: the device's, or packed now. */
 int cuda_pack(const struct call *k, const struct mp_program *p, int i,
               enum form form, enum mp_dtype type);
+/* In the place of input i's: n constants of its shape, one after the other. */
+int cuda_pack_all(const struct call *k, const struct mp_program *p, int i,
+                  const uint32_t *value, int n, enum form form,
+                  enum mp_dtype type);
 /* The next multiple of 8. */
 int64_t cuda_up_to_8(int64_t n);
+/* Rows of n elements with zeros up to a multiple of 8. */
+int cuda_widen(const struct call *k, struct g_out y, struct g_in x, size_t rows,
+               int64_t n);
 /* Lay weights w out in this form: what cuda_pack does to constants. */
 int cuda_form(const struct call *k, struct g_out y, struct g_in x,
               const struct mp_value *w, enum form form, int32_t stride,

@@ -77,6 +77,10 @@ int gpu_between(struct gpu *g, size_t first, size_t last, double *seconds,
 struct lib_conv {
     enum mp_dtype type, y_type;
     int64_t n, h, w, c, k, r, s, oh, ow;
+    /* Over 1: so many linear layers of the same x at once, without bias and
+     * residual. Their weights lie one after the other, their results so many
+     * elements apart (more than 0). */
+    int64_t times, y_next;
     struct mp_conv conv;
     int bias, residual, act;
     int w_ck; /* weights are C,K; of linear layers only */

@@ -73,6 +73,16 @@ struct g_pack {
     int32_t first, k_step, ty_step, tx_step, c_step;
 };
 
+/* x N,H,W,C -> y N,OH,OW,row: what a 3x3 convolution multiplies with its
+ * weights, as they are (C,3,3), and zeros. row is a multiple of 8. */
+struct g_unfold {
+    struct g_out y;
+    struct g_in x;
+    uint32_t n, h, w, c, oh, ow, row;
+    uint32_t stride;
+    int32_t top, left;
+};
+
 /* x N,H,W,C -> y N,YH,YW,C. */
 struct g_spatial {
     struct g_out y;
@@ -171,8 +181,8 @@ struct g_enlarge {
 };
 
 /* Name, type of the argument. Grids:
- *   map, binary, copy, pack, spatial ones, flip: GPU_THREADS threads, one
- *     (or one times 8) element each
+ *   map, binary, copy, pack, unfold, spatial ones, flip: GPU_THREADS threads,
+ *     one (or one times 8) element each
  *   geglu: likewise, of the result; geglu_TYPE: GPU_GEGLU times 8 elements
  *     each. C is a multiple of 8
  *   rows: a warp each row, GPU_ROWS rows a block
@@ -226,6 +236,7 @@ struct g_enlarge {
     X(copy_8, struct g_copy)                                                   \
     X(widen_8, struct g_copy)                                                  \
     X(pack, struct g_pack)                                                     \
+    X(unfold_8, struct g_unfold)                                               \
     X(bilinear, struct g_spatial)                                              \
     X(bilinear_8, struct g_spatial)                                            \
     X(nearest, struct g_spatial)                                               \

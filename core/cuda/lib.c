@@ -29,6 +29,9 @@ static void key_of(char key[CHOICE_KEY_BYTES], const struct lib_conv *c)
              " stride %d pad %d %d %d %d bias %d residual %d act %d%s tf32 %d",
              v->stride, v->top, v->left, v->bottom, v->right, c->bias,
              c->residual, c->act, c->w_ck ? " ck" : "", c->tf32);
+    if (c->times > 1)
+        snprintf(key + strlen(key), CHOICE_KEY_BYTES - strlen(key), " times %d",
+                 (int)c->times);
 }
 
 /* Memory that a plan is tried on. */
@@ -72,15 +75,17 @@ static mp_addr place(size_t *at, int64_t count, enum mp_dtype t)
 static int make_ground(struct ground *f, struct gpu *g,
                        const struct lib_conv *c, struct mp_error *err)
 {
+    int64_t times = c->times > 1 ? c->times : 1;
+    int64_t y = c->n * c->oh * c->ow * c->k + (times - 1) * c->y_next;
     struct lib_data d;
     size_t bytes = 0;
     int rc;
 
     d.x = place(&bytes, c->n * c->h * c->w * c->c, c->type);
-    d.w = place(&bytes, c->k * c->r * c->s * c->c, c->type);
+    d.w = place(&bytes, times * c->k * c->r * c->s * c->c, c->type);
     d.residual = place(&bytes, c->n * c->oh * c->ow * c->k, c->y_type);
     d.bias = place(&bytes, c->k, c->y_type);
-    d.y = place(&bytes, c->n * c->oh * c->ow * c->k, c->y_type);
+    d.y = place(&bytes, y, c->y_type);
     d.work = bytes;
     rc = gpu_alloc(g, bytes + LIB_WORK, "measuring", &f->at, err);
     if (rc)

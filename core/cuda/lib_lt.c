@@ -69,6 +69,21 @@ static cublasLtEpilogue_t epilogue(const struct lib_conv *c)
     return c->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+/* Of so many products, `next` elements from one's matrix to the other's. */
+static int repeat(cublasLtMatrixLayout_t m, int64_t times, int64_t next,
+                  const struct gpu *g, struct mp_error *err)
+{
+    const struct lt_calls *lt = &g->vendor->lt;
+    int32_t n = (int32_t)times;
+    cublasStatus_t st = lt->cublasLtMatrixLayoutSetAttribute(
+        m, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &n, sizeof n);
+
+    if (st == CUBLAS_STATUS_SUCCESS)
+        st = lt->cublasLtMatrixLayoutSetAttribute(
+            m, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &next, sizeof next);
+    return status(g, st, "products at once", err);
+}
+
 static int describe(struct lt_plan *p, const struct lib_conv *c,
                     struct mp_error *err)
 {
@@ -112,6 +127,13 @@ static int describe(struct lt_plan *p, const struct lib_conv *c,
                     lt->cublasLtMatrixLayoutCreate(&p->y, type_of(c->y_type), n,
                                                    m, (int64_t)n),
                     "result", err);
+    if (rc || c->times <= 1)
+        return rc;
+    rc = repeat(p->w, c->times, (int64_t)(n * k), g, err);
+    if (!rc)
+        rc = repeat(p->x, c->times, 0, g, err);
+    if (!rc)
+        rc = repeat(p->y, c->times, c->y_next, g, err);
     return rc;
 }
 

@@ -115,6 +115,27 @@ static DEV void do_widen(const g_copy &a)
     store<8>(a.y, i, v);
 }
 
+static DEV void do_unfold(const g_unfold &a)
+{
+    uint32_t i = my_index() * 8, pixel = i / a.row, at = i - pixel * a.row;
+    uint32_t line = pixel / a.ow, n = line / a.oh;
+    int32_t y0 = (int32_t)((line - n * a.oh) * a.stride) - a.top;
+    int32_t x0 = (int32_t)((pixel - line * a.ow) * a.stride) - a.left;
+    float v[8] = {};
+
+    if (n >= a.n)
+        return;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        uint32_t c = (at + j) / 9, tap = (at + j) % 9;
+        uint32_t y = (uint32_t)y0 + tap / 3, x = (uint32_t)x0 + tap % 3;
+
+        if (c < a.c && y < a.h && x < a.w) /* what is below 0 is large */
+            load<1>(v + j, a.x, ((n * a.h + y) * a.w + x) * a.c + c);
+    }
+    store<8>(a.y, i, v);
+}
+
 static DEV void do_pack(const g_pack &a)
 {
     uint32_t i = my_index(), c = i % a.c, tap = i / a.c;
@@ -264,3 +285,4 @@ BOTH(pad, g_spatial)
 BOTH(flip, g_flip)
 KERNEL(widen_8, g_copy, GPU_THREADS, 1, do_widen(a))
 KERNEL(pack, g_pack, GPU_THREADS, 1, do_pack(a))
+KERNEL(unfold_8, g_unfold, GPU_THREADS, 1, do_unfold(a))

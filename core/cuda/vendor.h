@@ -29,7 +29,8 @@
     X(cublasLtMatmulPreferenceSetAttribute,                                    \
       cublasLtMatmulPreferenceSetAttribute)                                    \
     X(cublasLtMatrixLayoutCreate, cublasLtMatrixLayoutCreate)                  \
-    X(cublasLtMatrixLayoutDestroy, cublasLtMatrixLayoutDestroy)
+    X(cublasLtMatrixLayoutDestroy, cublasLtMatrixLayoutDestroy)                \
+    X(cublasLtMatrixLayoutSetAttribute, cublasLtMatrixLayoutSetAttribute)
 
 #define DNN_CALLS(X)                                                           \
     X(cudnnBackendCreateDescriptor, cudnnBackendCreateDescriptor)              \
