@@ -242,8 +242,8 @@ def mapped_rss_gb(a, name):
 
 
 def spread(seconds):
-    return (f"{statistics.median(seconds):7.3f} "
-            f"({min(seconds):6.2f} ..{max(seconds):7.2f})")
+    return (f"{statistics.median(seconds):8.4f} "
+            f"({min(seconds):7.4f} ..{max(seconds):8.4f})")
 
 
 def compare(a, pictures):
@@ -268,7 +268,7 @@ def compare(a, pictures):
           f" {a.threads} threads,"
           f" {a.dtype}, {a.size[0]}x{a.size[1]}, {a.runs} runs, load average"
           f" before, now: {load_before:.1f}, {os.getloadavg()[0]:.1f}")
-    print(" " * 15 + "median s (min .. max)     ratio |  cpu s    vae  unet "
+    print(" " * 15 + " median s (min .. max)       ratio |  cpu s    vae  unet "
           " head  post | RSS GB  mapped | load s  first run s")
     if own:
         print(f"{'mpipe':14}{spread(own)}  1.00 |{'':32}|{own_rss:6.2f}")
