@@ -8,8 +8,8 @@
  *     y = A^T [(G g G^T) . (B^T d B)] A        for each channel of y and of x
  *
  * The points of F(2x2, 3x3) are 0, 1, -1 and infinity; those of F(4x4, 3x3) are
- * 0, LOW, -LOW, HIGH, -HIGH and infinity, with half of the error that it has
- * with 1 and 2 in their place.
+ * three pairs: 0 and infinity, LOW and -LOW, HIGH and -HIGH, with half of the
+ * error that it has with 1 and 2 in their place.
  *
  * A task is a block of tiles. What each reads of x is copied into scratch: the
  * channels of all taps, or of the points of the transformed window of pixels.
@@ -18,9 +18,9 @@
  * of it near in the caches.
  *
  * Points of weights take four times the memory of weights. In f32 they are made
- * of a few channels at a time, next to the products that want them: that costs
- * some per cent of a large map's time, and makes small maps faster, where
- * reading weights takes long.
+ * of a few channels at a time, for two rows of points, next to the products
+ * that want them: that costs some per cent of a large map's time, and makes
+ * small maps faster, where reading weights takes long.
  *
  * Sums are taken over a chunk of units at a time, and then of these sums: one
  * chain of additions over all of them would cost digits, the more so as the way
@@ -33,7 +33,9 @@
  */
 #include "cpu/simd.h"
 
-#define MOST_POINTS 36
+#define ACROSS      6   /* points of a row, at most */
+#define PAIR        12  /* of two rows: weights made at a time */
+#define MOST_POINTS 36  /* of all rows */
 #define WIDE        32  /* channels of a result at a time */
 #define CHUNK       64  /* units in one chain of additions */
 #define CHUNK_BF16  128 /* likewise */
@@ -127,17 +129,20 @@ struct block {
     int64_t first, tiles; /* in the order of pictures, rows, columns */
     struct place place[MOST_TILES];
     int64_t points, depth, chunk;
-    float *u; /* points, depth / chunk, tiles, chunk; units */
-    float *v; /* points, CHUNK, WIDE: of weights, if they are made here */
+    float *u; /* in the order of use: points, depth / chunk, tiles, chunk; if
+                 weights are made here, depth / chunk first; units */
+    float *v; /* PAIR points, CHUNK, WIDE: of weights, if they are made here */
     float *m; /* wides_of(way, depth), points, tiles, WIDE */
-    int64_t u_point, m_point;
+    int64_t u_point, u_chunk, m_point;
 };
 
 /* Points are one line further apart than they need: at powers of two they would
  * all want the same lines of the first cache. */
-static int64_t u_point(int64_t tiles, int64_t depth, int64_t chunk)
+static int64_t u_point(int64_t tiles, int64_t depth, enum k_way way)
 {
-    return k_ceil_div(depth, chunk) * tiles * chunk + 16;
+    int64_t chunks = way == K_WINOGRAD ? 1 : k_ceil_div(depth, chunk_of(way));
+
+    return chunks * tiles * chunk_of(way) + 16;
 }
 
 static int64_t m_point(int64_t tiles)
@@ -176,7 +181,7 @@ static void copy_tap(const struct block *b, int64_t tile, int64_t at,
 {
     for (int64_t c = 0, n; c < b->a->c; c += n) {
         int64_t d = at + c;
-        float *to = b->u + (d / CHUNK * b->tiles + tile) * CHUNK + d % CHUNK;
+        float *to = b->u + d / CHUNK * b->u_chunk + tile * CHUNK + d % CHUNK;
 
         n = k_min(CHUNK - d % CHUNK, b->a->c - c);
         if (from)
@@ -211,9 +216,10 @@ struct result {
     struct k_in residual; /* p NULL: none */
 };
 
-/* Weights of n units, tap after tap, `tap` apart, as points. */
+/* Weights of n units, tap after tap, `tap` apart, as the points of two rows:
+ * one of three pairs. */
 typedef void weights(float *to, int64_t point, const float *w, int64_t tap,
-                     int64_t n);
+                     int64_t n, int64_t pair);
 
 /* WIDE channels of the result from the k-th on, of all tiles of a block. */
 typedef void finish(const struct block *b, const struct result *s,
@@ -247,9 +253,9 @@ struct tiles {
         V(windows)(to, point, from, t, n);                                     \
     }                                                                          \
     TARGET static void weights_##cpu(float *to, int64_t point, const float *w, \
-                                     int64_t tap, int64_t n)                   \
+                                     int64_t tap, int64_t n, int64_t pair)     \
     {                                                                          \
-        V(weights)(to, point, w, tap, n);                                      \
+        V(weights)(to, point, w, tap, n, pair);                                \
     }
 #define FINISH(side, cpu)                                                      \
     TARGET static void finish_##side##_##cpu(const struct block *b,            \
@@ -289,10 +295,11 @@ FINISH(2, avx512) /* for bf16 */
 /* ---- the products ---- */
 
 /* For `rows` tiles: m is, or grows by if `more`, u times w over a depth of n.
- * Meanwhile a line of `ahead` is fetched for each 2^slow steps of the depth. */
+ * Meanwhile `ahead` is fetched: at FETCHES moments, `step` apart. */
+#define FETCHES CHUNK
 struct ahead {
     const float *p;
-    int slow;
+    int64_t step;
 };
 typedef void products(float *m, int64_t rows, const float *u, const float *w,
                       int64_t n, int more, struct ahead ahead);
@@ -322,7 +329,7 @@ K_TARGET_AVX512 K_INLINE void zero(__m512 sum[][2], int rows)
 K_INLINE void fetch(const float *u, struct ahead ahead, int64_t c)
 {
     __builtin_prefetch(u + 16 * c);
-    __builtin_prefetch(ahead.p + 16 * (c >> ahead.slow));
+    __builtin_prefetch(ahead.p + ahead.step * c);
 }
 
 K_TARGET_AVX512 K_INLINE void add_f32(__m512 sum[][2], int rows, const float *u,
@@ -489,28 +496,44 @@ K_TARGET_BF16 static void windows_bf16(float *u, int64_t point,
 /* 6 x 2 sums of half as many channels take 15 of 16. */
 #define ROWS_AVX2 6
 
-K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
-                                         const float *w, int64_t n, int more,
-                                         struct ahead ahead)
+K_TARGET_AVX2 K_INLINE void step_avx2(__m256 sum[][2], int rows, const float *u,
+                                      const float *w)
 {
+    __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);
+
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        __m256 d = _mm256_set1_ps(u[r * CHUNK]);
+
+        sum[r][0] = _mm256_fmadd_ps(d, low, sum[r][0]);
+        sum[r][1] = _mm256_fmadd_ps(d, high, sum[r][1]);
+    }
+}
+
+/* One half of the channels; later: what comes after u, of which a part is
+ * fetched. */
+K_TARGET_AVX2 K_INLINE void half_avx2(float *m, int rows, const float *u,
+                                      const float *w, int64_t n, int more,
+                                      struct ahead ahead, const float *later)
+{
+    const float *end = u + n / 4 * 4;
     __m256 sum[ROWS_AVX2][2];
 
     UNROLL
     for (int r = 0; r < rows; r++)
         sum[r][0] = sum[r][1] = _mm256_setzero_ps();
-    for (int64_t c = 0; c < n; c++, w += WIDE) {
-        __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);
-
-        __builtin_prefetch(ahead.p + 16 * (c >> ahead.slow), 0, 2);
-        __builtin_prefetch(u + rows * CHUNK + 16 * c);
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            __m256 d = _mm256_set1_ps(u[r * CHUNK + c]);
-
-            sum[r][0] = _mm256_fmadd_ps(d, low, sum[r][0]);
-            sum[r][1] = _mm256_fmadd_ps(d, high, sum[r][1]);
-        }
+    for (; u < end; u += 4, w += 4 * WIDE, later += 16) {
+        __builtin_prefetch(later);
+        step_avx2(sum, rows, u, w);
+        __builtin_prefetch(ahead.p, 0, 2);
+        step_avx2(sum, rows, u + 1, w + WIDE);
+        step_avx2(sum, rows, u + 2, w + 2 * WIDE);
+        __builtin_prefetch(ahead.p + ahead.step, 0, 2);
+        step_avx2(sum, rows, u + 3, w + 3 * WIDE);
+        ahead.p += 2 * ahead.step;
     }
+    for (end += n % 4; u < end; u++, w += WIDE)
+        step_avx2(sum, rows, u, w);
     UNROLL
     for (int r = 0; r < rows; r++, m += WIDE) {
         if (more) {
@@ -520,6 +543,18 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
         _mm256_store_ps(m, sum[r][0]);
         _mm256_store_ps(m + 8, sum[r][1]);
     }
+}
+
+K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
+                                         const float *w, int64_t n, int more,
+                                         struct ahead ahead)
+{
+    const float *later = u + rows * CHUNK;
+
+    half_avx2(m, rows, u, w, n, more, ahead, later);
+    ahead.p += FETCHES / 2 * ahead.step;
+    half_avx2(m + WIDE / 2, rows, u, w + WIDE / 2, n, more, ahead,
+              later + 16 * CHUNK / 4);
 }
 
 K_TARGET_AVX2 static void products_avx2(float *m, int64_t count, const float *u,
@@ -554,8 +589,7 @@ static void products_plain(float *m, int64_t rows, const float *u,
 }
 
 struct engine {
-    int64_t rows, channels; /* that it multiplies at a time: tiles, at most, and
-                               channels of the result */
+    int64_t rows; /* tiles, at most, that it multiplies at a time */
     struct tiles tiles;
     products *products;
 };
@@ -564,18 +598,14 @@ static struct engine engine(enum k_way way)
 {
 #if defined(__x86_64__)
     if (way == K_WINOGRAD_BF16)
-        return (struct engine){ROWS_AVX512,
-                               WIDE,
-                               {windows_bf16, NULL, finish_2_avx512},
-                               products_bf16};
+        return (struct engine){
+            ROWS_AVX512, {windows_bf16, NULL, finish_2_avx512}, products_bf16};
     if (k_level() >= K_AVX512)
-        return (struct engine){ROWS_AVX512, WIDE, tiles_avx512(way),
-                               products_avx512};
+        return (struct engine){ROWS_AVX512, tiles_avx512(way), products_avx512};
     if (k_level() == K_AVX2)
-        return (struct engine){ROWS_AVX2, WIDE / 2, tiles_avx2(way),
-                               products_avx2};
+        return (struct engine){ROWS_AVX2, tiles_avx2(way), products_avx2};
 #endif
-    return (struct engine){1, WIDE, tiles_plain(way), products_plain};
+    return (struct engine){1, tiles_plain(way), products_plain};
 }
 
 int k_has_conv(void)
@@ -603,34 +633,28 @@ static void copy_windows(const struct block *b, const struct engine *e,
                 at[j] = from[j] ? from[j] : zeros;
                 from[j] += from[j] ? step : 0;
             }
-            e->tiles.windows(b->u + (c / most * b->tiles + i) * b->chunk,
+            e->tiles.windows(b->u + c / most * b->u_chunk + i * b->chunk,
                              b->u_point, at, x.t, k_min(most, b->a->c - c));
         }
     }
 }
 
-/* One chunk of the depth, for all tiles and WIDE channels; next: the weights
- * that come then. */
+/* One chunk of the depth, for all tiles and WIDE channels. Meanwhile `much` of
+ * what comes next is fetched, evenly. */
 static void add_chunk(const struct block *b, const struct engine *e, float *m,
                       const float *u, const float *w, int64_t n, int more,
-                      const float *next)
+                      const float *next, int64_t much)
 {
-    int64_t groups = k_ceil_div(b->tiles, e->rows), call = 0;
-    int64_t calls = groups * WIDE / e->channels;
-    struct ahead ahead = {next, 0};
+    int64_t groups = k_ceil_div(b->tiles, e->rows);
+    struct ahead ahead = {next, k_min(k_ceil_div(much, groups * FETCHES), 16)};
 
-    while (calls >> ahead.slow >= 4) /* evenly: there are 2 n lines */
-        ahead.slow++;
-    for (int64_t c = 0; c < WIDE; c += e->channels)
-        for (int64_t i = 0, g = 1; g <= groups; g++) {
-            int64_t end = b->tiles * g / groups;
+    for (int64_t i = 0, g = 1; g <= groups; g++) {
+        int64_t end = b->tiles * g / groups;
 
-            e->products(m + i * WIDE + c, end - i, u + i * b->chunk, w + c, n,
-                        more, ahead);
-            if (++call < 2 << ahead.slow)
-                ahead.p += 16 * (n >> ahead.slow);
-            i = end;
-        }
+        e->products(m + i * WIDE, end - i, u + i * b->chunk, w, n, more, ahead);
+        ahead.p += FETCHES * ahead.step;
+        i = end;
+    }
 }
 
 /* Times WIDE channels for one reading of all points of a block's tiles, which
@@ -659,15 +683,17 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
             const float *now = w + i * step;
 
             add_chunk(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
-                      d > 0, i + 1 < wides ? now + step : w + n * WIDE);
+                      d > 0, i + 1 < wides ? now + step : w + n * WIDE,
+                      n * WIDE);
         }
-        u += b->tiles * b->chunk;
+        u += b->u_chunk;
         w += n * WIDE;
     }
 }
 
-/* All points, of WIDE channels whose weights become points on the way. While
- * four points are at work, a tap of the weights that come then is fetched. */
+/* All points, of WIDE channels whose weights become points on the way, a pair
+ * of rows at a time: those of all would fill the second cache. While four
+ * points are at work, a tap of the weights that come then is fetched. */
 static void at_points(const struct block *b, const struct engine *e,
                       const float *w)
 {
@@ -676,12 +702,17 @@ static void at_points(const struct block *b, const struct engine *e,
 
     for (int64_t d = 0, n; d < b->depth; d += n) {
         n = k_min(CHUNK, b->depth - d);
-        e->tiles.weights(b->v, v_point, w, tap, n);
-        w += n * WIDE;
-        for (int64_t p = 0; p < b->points; p++)
+        for (int64_t p = 0; p < b->points; p++) {
+            const float *next = w + n * WIDE + p / 4 * tap;
+
+            if (p % PAIR == 0)
+                e->tiles.weights(b->v, v_point, w, tap, n, p / PAIR);
             add_chunk(b, e, b->m + p * b->m_point, u + p * b->u_point,
-                      b->v + p * v_point, n, d > 0, w + p / 4 * tap);
-        u += b->tiles * CHUNK;
+                      b->v + p % PAIR * v_point, n, d > 0,
+                      next + p % 4 * n * (WIDE / 4), n * (WIDE / 4));
+        }
+        w += n * WIDE;
+        u += b->u_chunk;
     }
 }
 
@@ -692,7 +723,7 @@ static void at_points(const struct block *b, const struct engine *e,
 struct shares {
     int64_t tiles, block, blocks;
     int64_t channels, parts; /* of the result; a multiple of WIDE */
-    int64_t u_point, m_point, v, scratch; /* floats */
+    int64_t u_point, u_chunk, m_point, u, v, scratch; /* floats */
 };
 
 static struct shares shares_of(const struct k_conv *a, int threads)
@@ -715,11 +746,15 @@ static struct shares shares_of(const struct k_conv *a, int threads)
         s.blocks = k_ceil_div(s.blocks, threads) * threads;
     s.block = k_ceil_div(s.tiles, s.blocks);
     s.blocks = k_ceil_div(s.tiles, s.block);
-    s.u_point = u_point(s.block, depth, chunk_of(a->way));
+    s.u_point = u_point(s.block, depth, a->way);
+    s.u_chunk =
+        a->way == K_WINOGRAD ? points * s.u_point : s.block * chunk_of(a->way);
+    s.u = points * s.u_point;
+    s.u *= a->way == K_WINOGRAD ? k_ceil_div(depth, CHUNK) : 1;
     s.m_point = m_point(s.block);
-    s.v = a->way == K_WINOGRAD ? points * v_point : 0;
+    s.v = a->way == K_WINOGRAD ? PAIR * v_point : 0;
     each = k_min(wides_of(a->way, depth), each);
-    s.scratch = s.v + points * (s.u_point + each * s.m_point);
+    s.scratch = s.u + s.v + points * each * s.m_point;
     return s;
 }
 
@@ -781,13 +816,14 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
             .depth = depth_of(a->c, a->r * a->s, a->way),
             .chunk = chunk_of(a->way),
             .u_point = all.u_point,
+            .u_chunk = all.u_chunk,
             .m_point = all.m_point,
         };
 
         for (int64_t j = 0; j < b.tiles; j++)
             b.place[j] = place_of(a, first + j);
         b.u = (float *)scratch + omp_get_thread_num() * all.scratch;
-        b.v = b.u + b.points * b.u_point;
+        b.v = b.u + all.u;
         b.m = b.v + all.v;
         run(&b, &e, &s, x, w, k, k_min(a->k, k + all.channels));
     }

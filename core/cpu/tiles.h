@@ -66,11 +66,11 @@ K_INLINE void V(points_6)(V(vec) * d, int step)
     V(vec) odd_2 = HIGH * (d[3 * step] - .5f * d[step]);
 
     d[0] += d[4 * step] - 2.5f * d[2 * step];
-    d[5 * step] += d[step] - 2.5f * d[3 * step];
-    d[step] = even + odd;
-    d[2 * step] = even - odd;
-    d[3 * step] = even_2 + odd_2;
-    d[4 * step] = even_2 - odd_2;
+    d[step] += d[5 * step] - 2.5f * d[3 * step];
+    d[2 * step] = even + odd;
+    d[3 * step] = even - odd;
+    d[4 * step] = even_2 + odd_2;
+    d[5 * step] = even_2 - odd_2;
 }
 
 K_INLINE void V(points)(V(vec) * d, int across, int step)
@@ -122,42 +122,62 @@ K_INLINE void V(windows)(float *to, int64_t point, const void *const *from,
 
 /* ---- G g G^T ---- */
 
-/* Three taps become six points. */
-K_INLINE void V(widen)(V(vec) * to, const V(vec) * g, int step)
+/* Three taps become two points: a pair of the six. */
+K_INLINE void V(widen)(V(vec) * to, const V(vec) * g, int step, int pair)
 {
-    V(vec) even = (g[0] + .5f * g[2 * step]) * (-1 / 1.5f);
-    V(vec) odd = g[step] * (-LOW / 1.5f);
-    V(vec) even_2 = (g[0] + 2 * g[2 * step]) * (1 / 6.f);
-    V(vec) odd_2 = g[step] * (HIGH / 6);
+    V(vec) even, odd;
 
-    to[0] = g[0];
-    to[step] = even + odd;
-    to[2 * step] = even - odd;
-    to[3 * step] = even_2 + odd_2;
-    to[4 * step] = even_2 - odd_2;
-    to[5 * step] = g[2 * step];
+    if (pair == 0) {
+        to[0] = g[0];
+        to[1] = g[2 * step];
+        return;
+    }
+    if (pair == 1) {
+        even = (g[0] + .5f * g[2 * step]) * (-1 / 1.5f);
+        odd = g[step] * (-LOW / 1.5f);
+    } else {
+        even = (g[0] + 2 * g[2 * step]) * (1 / 6.f);
+        odd = g[step] * (HIGH / 6);
+    }
+    to[0] = even + odd;
+    to[1] = even - odd;
 }
 
-/* n channels, each of WIDE channels of the result. */
-K_INLINE void V(weights)(float *to, int64_t point, const float *w, int64_t tap,
-                         int64_t n)
+/* Two rows of points, a pair, of n channels, each of WIDE channels of the
+ * result. */
+K_INLINE void V(rows)(float *to, int64_t point, const float *w, int64_t tap,
+                      int64_t n, int pair)
 {
     for (int64_t c = 0; c < n * WIDE; c += LANES) {
-        V(vec) g[9], rows[18], v[MOST_POINTS];
+        V(vec) g[9], rows[6], v[2 * ACROSS];
 
         UNROLL
         for (int i = 0; i < 9; i++)
             memcpy(&g[i], w + i * tap + c, sizeof g[i]);
         UNROLL
         for (int i = 0; i < 3; i++)
-            V(widen)(rows + i, g + i, 3);
+            V(widen)(rows + 2 * i, g + i, 3, pair);
         UNROLL
-        for (int i = 0; i < 6; i++)
-            V(widen)(v + 6 * i, rows + 3 * i, 1);
+        for (int i = 0; i < 2; i++) {
+            UNROLL
+            for (int j = 0; j < 3; j++)
+                V(widen)(v + ACROSS * i + 2 * j, rows + i, 2, j);
+        }
         UNROLL
-        for (int i = 0; i < MOST_POINTS; i++)
+        for (int i = 0; i < 2 * ACROSS; i++)
             memcpy(to + i * point + c, &v[i], sizeof v[i]);
     }
+}
+
+K_INLINE void V(weights)(float *to, int64_t point, const float *w, int64_t tap,
+                         int64_t n, int64_t pair)
+{
+    if (pair == 0)
+        V(rows)(to, point, w, tap, n, 0);
+    else if (pair == 1)
+        V(rows)(to, point, w, tap, n, 1);
+    else
+        V(rows)(to, point, w, tap, n, 2);
 }
 
 /* ---- A^T m A, and what follows ---- */
@@ -172,14 +192,15 @@ K_INLINE void V(results_2)(V(vec) * m, int step)
 
 K_INLINE void V(results_4)(V(vec) * m, int step)
 {
-    V(vec) even = m[step] + m[2 * step], even_2 = m[3 * step] + m[4 * step];
-    V(vec) odd = LOW * (m[step] - m[2 * step]);
-    V(vec) odd_2 = HIGH * (m[3 * step] - m[4 * step]);
+    V(vec) even = m[2 * step] + m[3 * step], even_2 = m[4 * step] + m[5 * step];
+    V(vec) odd = LOW * (m[2 * step] - m[3 * step]);
+    V(vec) odd_2 = HIGH * (m[4 * step] - m[5 * step]);
+    V(vec) last = m[step];
 
     m[0] += even + even_2;
     m[step] = odd + odd_2;
     m[2 * step] = .5f * even + 2 * even_2;
-    m[3 * step] = .5f * odd + 2 * odd_2 + m[5 * step];
+    m[3 * step] = .5f * odd + 2 * odd_2 + last;
 }
 
 K_INLINE void V(results)(V(vec) * m, int side, int step)
