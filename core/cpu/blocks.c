@@ -225,6 +225,26 @@ typedef void weights(float *to, int64_t point, const float *w, int64_t tap,
 typedef void finish(const struct block *b, const struct result *s,
                     const float *m, int64_t k);
 
+/* Fetches what WIDE channels of a tile's results want, from the k-th on. */
+K_INLINE void fetch_results(const struct k_conv *a, int side,
+                            const struct result *s, struct place t, int64_t k)
+{
+    for (int64_t y = t.y; y < k_min(t.y + side, a->yh); y++)
+        for (int64_t x = t.x; x < k_min(t.x + side, a->yw); x++) {
+            int64_t at = ((t.n * a->yh + y) * a->yw + x) * a->k + k;
+            const float *to = k_at((struct k_in){s->y.p, s->y.t}, at);
+
+            __builtin_prefetch(to, 1);
+            __builtin_prefetch(to + 16, 1);
+            if (s->residual.p) {
+                const float *from = k_at(s->residual, at);
+
+                __builtin_prefetch(from);
+                __builtin_prefetch(from + 16);
+            }
+        }
+}
+
 #define V(name) name##_8
 #define LANES   8
 #include "cpu/tiles.h"
@@ -613,6 +633,21 @@ int k_has_conv(void)
     return k_level() >= K_AVX2;
 }
 
+/* Fetches the pixels of a tile that the one before it has not. */
+static void fetch_window(const struct k_conv *a, struct k_in x, struct place t,
+                         int across)
+{
+    int64_t bytes = a->c * (int64_t)k_size(x.t);
+
+    for (int row = 0; row < across; row++)
+        for (int column = 2; column < across; column++) {
+            const char *p = pixel(a, x, t, row, column);
+
+            for (int64_t i = 0; p && i < bytes; i += 64)
+                __builtin_prefetch(p + i);
+        }
+}
+
 static void copy_windows(const struct block *b, const struct engine *e,
                          struct k_in x)
 {
@@ -628,6 +663,8 @@ static void copy_windows(const struct block *b, const struct engine *e,
 
         for (int j = 0; j < b->points; j++)
             from[j] = pixel(b->a, x, t, j / across, j % across);
+        if (i + 1 < b->tiles)
+            fetch_window(b->a, x, b->place[i + 1], across);
         for (int64_t c = 0; c < b->a->c; c += most) {
             for (int j = 0; j < b->points; j++) {
                 at[j] = from[j] ? from[j] : zeros;

@@ -274,6 +274,8 @@ K_INLINE void V(finish)(const struct block *b, int side, const struct result *s,
     for (int64_t i = 0; i < b->tiles; i++) {
         struct place t = b->place[i];
 
+        if (side > 1 && i + 1 < b->tiles)
+            fetch_results(b->a, side, s, b->place[i + 1], k);
         for (int64_t j = 0; j < k_min(WIDE, b->a->k - k); j += LANES) {
             const float *at = m + i * WIDE + j;
             int64_t n = b->a->k - k - j;
