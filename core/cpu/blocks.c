@@ -315,8 +315,7 @@ FINISH(2, avx512) /* for bf16 */
 /* ---- the products ---- */
 
 /* For `rows` tiles: m is, or grows by if `more`, u times w over a depth of n.
- * Meanwhile `ahead` is fetched: at FETCHES moments, `step` apart. */
-#define FETCHES CHUNK
+ * Meanwhile `ahead` is fetched: n times, each `step` further on. */
 struct ahead {
     const float *p;
     int64_t step;
@@ -572,7 +571,7 @@ K_TARGET_AVX2 K_INLINE void product_avx2(float *m, int rows, const float *u,
     const float *later = u + rows * CHUNK;
 
     half_avx2(m, rows, u, w, n, more, ahead, later);
-    ahead.p += FETCHES / 2 * ahead.step;
+    ahead.p += n / 2 * ahead.step;
     half_avx2(m + WIDE / 2, rows, u, w + WIDE / 2, n, more, ahead,
               later + 16 * CHUNK / 4);
 }
@@ -683,13 +682,13 @@ static void add_chunk(const struct block *b, const struct engine *e, float *m,
                       const float *next, int64_t much)
 {
     int64_t groups = k_ceil_div(b->tiles, e->rows);
-    struct ahead ahead = {next, k_min(k_ceil_div(much, groups * FETCHES), 16)};
+    struct ahead ahead = {next, k_min(k_ceil_div(much, groups * n), 16)};
 
     for (int64_t i = 0, g = 1; g <= groups; g++) {
         int64_t end = b->tiles * g / groups;
 
         e->products(m + i * WIDE, end - i, u + i * b->chunk, w, n, more, ahead);
-        ahead.p += FETCHES * ahead.step;
+        ahead.p += n * ahead.step;
         i = end;
     }
 }
