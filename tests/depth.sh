@@ -109,6 +109,39 @@ depth 1 depth-kitti small/odd.jpg kitti
 grep -q '1216 x 352 pixels.* only 37 x 29' kitti/errors.jsonl ||
     fail "a picture that is too small for the crop"
 
+# ---- a folder of many ----
+
+# The most memory that a run over so many pictures has at a time, in kB.
+peak() {
+    mkdir "many$1"
+    i=0
+    while [ $i -lt "$1" ]; do
+        ln small/odd.jpg "many$1/$i.jpg"
+        i=$((i + 1))
+    done
+    "$mpipe" -q -c "$conf/depth.ini" -o compute.backend=cpu \
+        -o model.checkpoint="$dir/tiny.safetensors" -o compute.threads=1 \
+        -o output.formats=png16 "many$1" "results$1" 2> err &
+    most=0 alive=1
+    while [ $alive = 1 ]; do # it tells no memory once it has ended
+        alive=0
+        while read -r name now _; do
+            [ "$name" != VmHWM: ] || alive=1 most=$now
+        done < "/proc/$!/status"
+        sleep .02
+    done 2> /dev/null
+    wait $! || exit
+    echo "$most"
+}
+if grep -q __asan_init "$builddir/.libs/libmpipe.so" 2> /dev/null; then
+    echo "memory of many pictures: SKIPPED under the sanitizers, which keep it"
+else
+    few=$(peak 10) many=$(peak 1000)
+    echo "memory: $few kB for 10 pictures, $many kB for 1000"
+    [ $((100 * many)) -le $((105 * few)) ] ||
+        fail "memory grows with the folder: $few and $many kB"
+fi
+
 # ---- photographs ----
 
 samples=${MPIPE_SHARED:-}/protocol/samples
