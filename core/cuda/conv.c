@@ -19,6 +19,11 @@ struct shape {
     struct mp_conv conv;
 };
 
+static int is_enlarged(const struct call *k)
+{
+    return k->s->attr.up_h != 0;
+}
+
 static struct shape shape_of(const struct call *k)
 {
     const struct mp_value *x = cuda_in_value(k, 0), *w = cuda_in_value(k, 1);
@@ -42,16 +47,6 @@ static struct shape shape_of(const struct call *k)
     return s;
 }
 
-static int is_16_bits(int t)
-{
-    return t == MP_BF16 || t == MP_F16;
-}
-
-static int is_enlarged(const struct call *k)
-{
-    return k->s->attr.up_h != 0;
-}
-
 /* The products that are taken at a time: those of so many pictures of an
  * enlarged map as of a linear layer to K channels for each tap. */
 static struct shape products_of(const struct call *k)
@@ -72,6 +67,11 @@ static struct shape products_of(const struct call *k)
         .ow = s.w,
         .conv = {.stride = 1},
     };
+}
+
+static int is_16_bits(int t)
+{
+    return t == MP_BF16 || t == MP_F16;
 }
 
 /* Products are taken in the network's precision: in f32 only where nothing

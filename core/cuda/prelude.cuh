@@ -151,7 +151,6 @@ template <int left> static DEV void copy_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
-
 #else
 #include "sim.h"
 #define DEV inline
