@@ -319,7 +319,7 @@ static void run_conv(const struct k_conv *a, struct k_out y, struct k_in x,
     ck_assert(packed && scratch);
     omp_set_num_threads(threads);
     k_conv_pack(packed, w, a->k, a->c, a->r, a->s, a->way);
-    k_conv(a, y, x, packed, bias, residual, scratch);
+    k_conv(a, y, x, a->plain ? w : packed, bias, residual, scratch);
     free(packed);
     free(scratch);
 }
@@ -351,6 +351,9 @@ static void check_conv(int i, enum k_way way, const enum mp_dtype t[3])
     run_conv(&a, out(y), in(x), w.p, bias, in_place ? in(y) : residual, 2, 3);
     near(&y, want, way == K_WINOGRAD_BF16 ? MP_BF16 : MP_F32, "convolution");
     run_conv(&a, out(z), in(x), w.p, bias, residual, 1, 1);
+    ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * size), 0);
+    a.plain = way == K_WINOGRAD;
+    run_conv(&a, out(z), in(x), w.p, bias, residual, 3, 3);
     ck_assert_int_eq(memcmp(y.p, z.p, (size_t)r.n * size), 0);
     a.n = 1; /* a picture alone */
     run_conv(&a, out(z), in(x), w.p, bias, residual, 5, 5);

@@ -36,6 +36,7 @@
 #define ACROSS      6   /* points of a row, at most */
 #define PAIR        12  /* of two rows: weights made at a time */
 #define MOST_POINTS 36  /* of all rows */
+#define TAPS        9   /* that become points */
 #define WIDE        32  /* channels of a result at a time */
 #define CHUNK       64  /* units in one chain of additions */
 #define CHUNK_BF16  128 /* likewise */
@@ -132,6 +133,7 @@ struct block {
     float *u; /* in the order of use: points, depth / chunk, tiles, chunk; if
                  weights are made here, depth / chunk first; units */
     float *v; /* PAIR points, CHUNK, WIDE: of weights, if they are made here */
+    float *t; /* CHUNK, taps, WIDE: those weights, if they are plain */
     float *m; /* wides_of(way, depth), points, tiles, WIDE */
     int64_t u_point, u_chunk, m_point;
 };
@@ -216,10 +218,16 @@ struct result {
     struct k_in residual; /* p NULL: none */
 };
 
-/* Weights of n units, tap after tap, `tap` apart, as the points of two rows:
- * one of three pairs. */
-typedef void weights(float *to, int64_t point, const float *w, int64_t tap,
-                     int64_t n, int64_t pair);
+/* Weights for WIDE channels of the result, a number apart from the last tap and
+ * from the last unit. */
+struct taps {
+    const float *p;
+    int64_t tap, channel;
+};
+
+/* Those of n units as the points of two rows: one of three pairs. */
+typedef void weights(float *to, int64_t point, struct taps w, int64_t n,
+                     int64_t pair);
 
 /* WIDE channels of the result from the k-th on, of all tiles of a block. */
 typedef void finish(const struct block *b, const struct result *s,
@@ -272,10 +280,10 @@ struct tiles {
     {                                                                          \
         V(windows)(to, point, from, t, n);                                     \
     }                                                                          \
-    TARGET static void weights_##cpu(float *to, int64_t point, const float *w, \
-                                     int64_t tap, int64_t n, int64_t pair)     \
+    TARGET static void weights_##cpu(float *to, int64_t point, struct taps w,  \
+                                     int64_t n, int64_t pair)                  \
     {                                                                          \
-        V(weights)(to, point, w, tap, n, pair);                                \
+        V(weights)(to, point, w, n, pair);                                     \
     }
 #define FINISH(side, cpu)                                                      \
     TARGET static void finish_##side##_##cpu(const struct block *b,            \
@@ -727,27 +735,50 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
     }
 }
 
-/* All points, of WIDE channels whose weights become points on the way, a pair
- * of rows at a time: those of all would fill the second cache. While four
- * points are at work, a tap of the weights that come then is fetched. */
-static void at_points(const struct block *b, const struct engine *e,
-                      const float *w)
+/* n units of plain weights, `row` apart for each of the first `rows` of WIDE
+ * channels of the result. */
+static struct taps turned(const struct block *b, const float *w, int64_t row,
+                          int64_t rows, int64_t n)
 {
-    int64_t tap = b->depth * WIDE;
+    if (rows < WIDE)
+        memset(b->t, 0, (size_t)(n * TAPS * WIDE) * sizeof *b->t);
+    k_turn(b->t, WIDE, w, row, rows, n * TAPS);
+    return (struct taps){b->t, WIDE, TAPS * WIDE};
+}
+
+/* All points, of WIDE channels from the k-th on, whose weights become points on
+ * the way, a pair of rows at a time: those of all would fill the second cache.
+ * Meanwhile the weights that come then are fetched: while four points are at
+ * work, a tap of them, or if they are plain, at a point those for one channel
+ * of the result. */
+static void at_points(const struct block *b, const struct engine *e,
+                      const float *w, int64_t k)
+{
+    int64_t tap = b->depth * WIDE, row = b->depth * TAPS;
+    int64_t rows = k_min(WIDE, b->a->k - k);
     const float *u = b->u;
 
+    w += k * row;
     for (int64_t d = 0, n; d < b->depth; d += n) {
-        n = k_min(CHUNK, b->depth - d);
-        for (int64_t p = 0; p < b->points; p++) {
-            const float *next = w + n * WIDE + p / 4 * tap;
+        struct taps now = {w, tap, WIDE};
 
+        n = k_min(CHUNK, b->depth - d);
+        if (b->a->plain)
+            now = turned(b, w, row, rows, n);
+        w += n * (b->a->plain ? TAPS : WIDE);
+        for (int64_t p = 0; p < b->points; p++) {
+            const float *next = w + p / 4 * tap + p % 4 * n * (WIDE / 4);
+            int64_t much = n * (WIDE / 4);
+
+            if (b->a->plain) {
+                next = w + k_min(p, rows - 1) * row;
+                much = n * TAPS;
+            }
             if (p % PAIR == 0)
-                e->tiles.weights(b->v, v_point, w, tap, n, p / PAIR);
+                e->tiles.weights(b->v, v_point, now, n, p / PAIR);
             add_chunk(b, e, b->m + p * b->m_point, u + p * b->u_point,
-                      b->v + p % PAIR * v_point, n, d > 0,
-                      next + p % 4 * n * (WIDE / 4), n * (WIDE / 4));
+                      b->v + p % PAIR * v_point, n, d > 0, next, much);
         }
-        w += n * WIDE;
         u += b->u_chunk;
     }
 }
@@ -759,7 +790,7 @@ static void at_points(const struct block *b, const struct engine *e,
 struct shares {
     int64_t tiles, block, blocks;
     int64_t channels, parts; /* of the result; a multiple of WIDE */
-    int64_t u_point, u_chunk, m_point, u, v, scratch; /* floats */
+    int64_t u_point, u_chunk, m_point, u, v, t, scratch; /* floats */
 };
 
 static struct shares shares_of(const struct k_conv *a, int threads)
@@ -789,8 +820,9 @@ static struct shares shares_of(const struct k_conv *a, int threads)
     s.u *= a->way == K_WINOGRAD ? k_ceil_div(depth, CHUNK) : 1;
     s.m_point = m_point(s.block);
     s.v = a->way == K_WINOGRAD ? PAIR * v_point : 0;
+    s.t = a->way == K_WINOGRAD ? CHUNK * TAPS * WIDE : 0;
     each = k_min(wides_of(a->way, depth), each);
-    s.scratch = s.u + s.v + points * each * s.m_point;
+    s.scratch = s.u + s.v + s.t + points * each * s.m_point;
     return s;
 }
 
@@ -811,21 +843,18 @@ static void run(const struct block *b, const struct engine *e,
                 int64_t k, int64_t end)
 {
     const struct k_conv *a = b->a;
-    int64_t taps = e->tiles.weights ? a->r * a->s : b->points;
 
     if (e->tiles.windows)
         copy_windows(b, e, x);
     else
         copy_taps(b, x);
     for (int64_t wides; k < end; k += wides * WIDE) {
-        const float *at = w + k * taps * b->depth;
-
         wides = k_min(wides_of(a->way, b->depth), k_ceil_div(end - k, WIDE));
         if (e->tiles.weights)
-            at_points(b, e, at);
+            at_points(b, e, w, k);
         else
             for (int64_t p = 0; p < b->points; p++)
-                at_point(b, e, p, at, wides);
+                at_point(b, e, p, w + k * b->points * b->depth, wides);
         for (int64_t i = 0; i < wides; i++)
             e->tiles.finish(b, s, b->m + i * b->points * b->m_point,
                             k + i * WIDE);
@@ -860,7 +889,8 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
             b.place[j] = place_of(a, first + j);
         b.u = (float *)scratch + omp_get_thread_num() * all.scratch;
         b.v = b.u + all.u;
-        b.m = b.v + all.v;
+        b.t = b.v + all.v;
+        b.m = b.t + all.t;
         run(&b, &e, &s, x, w, k, k_min(a->k, k + all.channels));
     }
 }

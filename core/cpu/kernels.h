@@ -89,7 +89,10 @@ struct k_conv {
     int64_t yh, yw, k;
     int64_t r, s, stride, top, left;
     enum k_way way;
-    int act; /* any of enum mp_act */
+    int plain; /* K_WINOGRAD: weights are K,C,3,3, as checkpoints have them,
+                  and are turned next to the products: same results, a few
+                  per cent slower the larger the map */
+    int act;   /* any of enum mp_act */
 };
 
 #define K_MOST_TAPS 64
@@ -101,7 +104,8 @@ int k_has_conv(void);
 size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, enum k_way way);
 void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
                  int64_t s, enum k_way way);
-/* y = act(conv + bias + residual); bias K or NULL; residual as y or p NULL, in
+/* Scratch does not depend on `plain`.
+ * y = act(conv + bias + residual); bias K or NULL; residual as y or p NULL, in
  * place of it if the type is the same. All f32 unless the way is in bf16. */
 size_t k_conv_scratch(const struct k_conv *a, int threads);
 void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,

@@ -44,6 +44,20 @@ static void turn_plain(float *to, int64_t step, const float *from, int64_t row,
 }
 
 #if defined(__x86_64__)
+K_TARGET_AVX2 static void turn_8(float *to, int64_t step, const float *from,
+                                 int64_t row)
+{
+    k_vec8 r[8];
+
+    UNROLL
+    for (int k = 0; k < 8; k++)
+        memcpy(&r[k], from + k * row, sizeof r[k]);
+    k_transpose8(r);
+    UNROLL
+    for (int i = 0; i < 8; i++)
+        memcpy(to + i * step, &r[i], sizeof r[i]);
+}
+
 K_TARGET_AVX512 static void turn_16(float *to, int64_t step, const float *from,
                                     int64_t row)
 {
@@ -59,8 +73,8 @@ K_TARGET_AVX512 static void turn_16(float *to, int64_t step, const float *from,
 }
 #endif
 
-static void turn(float *to, int64_t step, const float *from, int64_t row,
-                 int64_t rows, int64_t n)
+void k_turn(float *to, int64_t step, const float *from, int64_t row,
+            int64_t rows, int64_t n)
 {
     int64_t k = 0, i = 0;
 
@@ -69,6 +83,10 @@ static void turn(float *to, int64_t step, const float *from, int64_t row,
         for (; k + 16 <= rows; k += 16)
             for (i = 0; i + 16 <= n; i += 16)
                 turn_16(to + i * step + k, step, from + k * row + i, row);
+    else if (k_level() == K_AVX2)
+        for (; k + 8 <= rows; k += 8)
+            for (i = 0; i + 8 <= n; i += 8)
+                turn_8(to + i * step + k, step, from + k * row + i, row);
 #endif
     turn_plain(to + i * step, step, from + i, row, k, n - i);
     turn_plain(to + k, step, from + k * row, row, rows - k, n);
@@ -80,7 +98,7 @@ static void transpose(struct part *p, const float *from, int64_t row,
 {
     if (rows < p->rows || n < all)
         memset(p->x, 0, (size_t)(all * p->rows) * sizeof *p->x);
-    turn(p->x, p->rows, from, row, rows, n);
+    k_turn(p->x, p->rows, from, row, rows, n);
 }
 
 /* Two channels. */
@@ -239,7 +257,7 @@ void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
     int64_t group = l->blocks == 2 ? 2 : 1;
     int64_t each = PIECE / taps / group * group;
 
-#pragma omp parallel for schedule(static) collapse(2)
+#pragma omp parallel for schedule(dynamic, 16) collapse(2)
     for (int64_t k = 0; k < l->dim[0]; k += rows)
         for (int64_t c = 0; c < l->dim[1]; c += each) {
             int64_t n = k_min(each, l->dim[1] - c);

@@ -387,6 +387,11 @@ K_INLINE void k_transpose8(k_vec8 r[8])
     }
 }
 
+/* n columns of `rows` rows, `row` apart, as n rows, `step` apart. (reorder.c)
+ */
+void k_turn(float *to, int64_t step, const float *from, int64_t row,
+            int64_t rows, int64_t n);
+
 /* ---- act over a row ---- */
 
 K_MULTI(k_act_row, (float *y, const float *x, int64_t n, int act),

@@ -145,15 +145,16 @@ K_INLINE void V(widen)(V(vec) * to, const V(vec) * g, int step, int pair)
 
 /* Two rows of points, a pair, of n channels, each of WIDE channels of the
  * result. */
-K_INLINE void V(rows)(float *to, int64_t point, const float *w, int64_t tap,
-                      int64_t n, int pair)
+K_INLINE void V(rows)(float *to, int64_t point, struct taps w, int64_t n,
+                      int pair)
 {
     for (int64_t c = 0; c < n * WIDE; c += LANES) {
+        const float *from = w.p + c / WIDE * w.channel + c % WIDE;
         V(vec) g[9], rows[6], v[2 * ACROSS];
 
         UNROLL
         for (int i = 0; i < 9; i++)
-            memcpy(&g[i], w + i * tap + c, sizeof g[i]);
+            memcpy(&g[i], from + i * w.tap, sizeof g[i]);
         UNROLL
         for (int i = 0; i < 3; i++)
             V(widen)(rows + 2 * i, g + i, 3, pair);
@@ -169,15 +170,15 @@ K_INLINE void V(rows)(float *to, int64_t point, const float *w, int64_t tap,
     }
 }
 
-K_INLINE void V(weights)(float *to, int64_t point, const float *w, int64_t tap,
-                         int64_t n, int64_t pair)
+K_INLINE void V(weights)(float *to, int64_t point, struct taps w, int64_t n,
+                         int64_t pair)
 {
     if (pair == 0)
-        V(rows)(to, point, w, tap, n, 0);
+        V(rows)(to, point, w, n, 0);
     else if (pair == 1)
-        V(rows)(to, point, w, tap, n, 1);
+        V(rows)(to, point, w, n, 1);
     else
-        V(rows)(to, point, w, tap, n, 2);
+        V(rows)(to, point, w, n, 2);
 }
 
 /* ---- A^T m A, and what follows ---- */
