@@ -431,6 +431,26 @@ static int compute_small(struct builder *b, struct mp_error *err)
     return rc;
 }
 
+/* What a checkpoint has that needs no conversion. */
+static int is_plain(const struct mp_weight_info *w)
+{
+    return w && w->dense && w->dtype == MP_F32 &&
+           (uintptr_t)w->data % sizeof(float) == 0;
+}
+
+static const float *hold(const struct mp_program *p, uint32_t value,
+                         struct mp_mapping **held)
+{
+    struct builder *b = p->user;
+    uint32_t leaf = given(b->net, b->node_of[value]);
+    const struct mp_weight_info *w = leaf ? b->net->node[leaf].weight : NULL;
+
+    if (!is_plain(w))
+        return NULL;
+    *held = mp_weight_hold(w);
+    return w->data;
+}
+
 static int constant(const struct mp_program *p, uint32_t value,
                     const float **data, struct mp_error *err)
 {
@@ -442,8 +462,7 @@ static int constant(const struct mp_program *p, uint32_t value,
 
     if (leaf && !w) {
         *data = b->net->node[leaf].data;
-    } else if (w && w->dense && w->dtype == MP_F32 &&
-               (uintptr_t)w->data % sizeof(float) == 0) {
+    } else if (is_plain(w)) {
         *data = w->data;
     } else if (w) {
         free(b->held);
@@ -530,6 +549,8 @@ static int build(struct builder *b, const uint32_t *outputs, size_t noutput)
     b->program.step = b->step;
     b->program.constant = constant;
     b->program.release = release;
+    b->program.hold = hold;
+    b->program.drop = mp_weight_drop;
     b->program.user = b;
 done:
     free(wanted);

@@ -103,7 +103,8 @@ int mp_weights_add(struct mp_weights *w, const struct mp_weight_info *i,
     }
     w->info[w->count] = *i;
     if (w->file) { /* a folder's are its files' */
-        w->info[w->count].file = &w->id;
+        w->info[w->count].file = &w->mapping->id;
+        w->info[w->count].mapping = w->mapping;
         w->info[w->count].offset =
             (size_t)((uintptr_t)i->data - (uintptr_t)w->file);
     }
@@ -140,7 +141,7 @@ int mp_weights_note(struct mp_weights *w, const char *key, const void *value,
 static int map_file(struct mp_weights *w, int fd, const struct stat *st,
                     struct mp_error *err)
 {
-    void *p;
+    struct mp_mapping *m;
 
     if (!S_ISREG(st->st_mode))
         return mp_fail(err, MP_EFORMAT, "not a regular file");
@@ -149,18 +150,34 @@ static int map_file(struct mp_weights *w, int fd, const struct stat *st,
     if ((uint64_t)st->st_size > SIZE_MAX / 2)
         return mp_fail(err, MP_ENOTSUP, "the file is too large to map");
     w->size = (size_t)st->st_size;
-    p = mmap(NULL, w->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (p == MAP_FAILED)
+    m = calloc(1, sizeof *m);
+    if (!m)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    m->at = mmap(NULL, w->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (m->at == MAP_FAILED) {
+        free(m);
         return mp_fail(err, MP_EIO, "cannot map the file: %s", strerror(errno));
-    w->file = p;
-    w->id = (struct mp_file_id){
+    }
+    m->size = w->size;
+    m->id = (struct mp_file_id){
         .device = st->st_dev,
         .inode = st->st_ino,
         .bytes = (uint64_t)st->st_size,
         .written = {st->st_mtim.tv_sec, st->st_mtim.tv_nsec},
         .changed = {st->st_ctim.tv_sec, st->st_ctim.tv_nsec},
     };
+    atomic_init(&m->users, 1);
+    w->mapping = m;
+    w->file = m->at;
     return 0;
+}
+
+static void unmap(struct mp_mapping *m)
+{
+    if (!m || atomic_fetch_sub(&m->users, 1) > 1)
+        return;
+    munmap(m->at, m->size);
+    free(m);
 }
 
 static int starts(const struct mp_weights *w, size_t at, const char *magic,
@@ -351,8 +368,7 @@ void mp_weights_close(struct mp_weights *w)
         return;
     mp_weights_close(w->part[0]);
     mp_weights_close(w->part[1]);
-    if (w->file)
-        munmap((void *)w->file, w->size);
+    unmap(w->mapping);
     for (i = 0; i < w->count; i++)
         free((char *)w->info[i].name);
     for (i = 0; i < w->notes; i++) {
@@ -415,20 +431,38 @@ int mp_weights_meta(const struct mp_weights *w, size_t i, const char **key,
     return 1;
 }
 
+static void forget(const void *data, size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = (uintptr_t)data, to = from + bytes;
+
+    /* pages shared with neighbours come back unchanged, at a small cost */
+    from -= from % page;
+    madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 void mp_weight_forget(const struct mp_weight_info *i)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), n = 1;
-    uintptr_t from = (uintptr_t)i->data, to;
+    size_t n = 1;
     int k;
 
     if (!i->count)
         return;
     for (k = 0; k < i->ndim; k++)
         n += (size_t)((i->dim[k] - 1) * i->stride[k]);
-    to = from + n * mp_dtype_size(i->dtype);
-    /* pages shared with neighbours come back unchanged, at a small cost */
-    from -= from % page;
-    madvise((void *)from, to - from, MADV_DONTNEED);
+    forget(i->data, n * mp_dtype_size(i->dtype));
+}
+
+struct mp_mapping *mp_weight_hold(const struct mp_weight_info *i)
+{
+    atomic_fetch_add(&i->mapping->users, 1);
+    return i->mapping;
+}
+
+void mp_weight_drop(struct mp_mapping *m, const void *data, size_t bytes)
+{
+    forget(data, bytes);
+    unmap(m);
 }
 
 /* ---- conversion ---- */

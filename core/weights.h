@@ -11,7 +11,8 @@
  * dict", "model", ... or a bare dict), and removing one "module." prefix.
  *
  * Life cycle: mp_weights_open .. mp_weights_close. Everything returned is
- * borrowed from the mp_weights. Threads: read-only after open, so any thread.
+ * borrowed from the mp_weights, but for mappings that are held. Threads:
+ * read-only after open, so any thread.
  *
  * Files are untrusted: every offset, length and product is checked; a pickle
  * is interpreted by a machine that builds tensors and plain data and nothing
@@ -31,6 +32,8 @@ struct mp_file_id {
     int64_t written[2], changed[2]; /* seconds, nanoseconds */
 };
 
+struct mp_mapping; /* of a file into memory */
+
 struct mp_weight_info {
     const char *name;
     enum mp_dtype dtype;
@@ -39,10 +42,11 @@ struct mp_weight_info {
     int64_t stride[MP_WEIGHT_RANK]; /* in elements; row-major unless a view */
     const void *data; /* mapped: element (0,...,0); may be unaligned */
     const struct mp_file_id *file;
-    size_t offset;  /* of data in that file */
-    size_t count;   /* elements: the product of dim */
-    size_t storage; /* same storage, same number */
-    int dense;      /* nonzero: row-major without holes */
+    struct mp_mapping *mapping; /* of that file */
+    size_t offset;              /* of data in that file */
+    size_t count;               /* elements: the product of dim */
+    size_t storage;             /* same storage, same number */
+    int dense;                  /* nonzero: row-major without holes */
 };
 
 struct mp_weights;
@@ -71,6 +75,11 @@ void mp_weight_f32(const struct mp_weight_info *i, float *out);
 /* Tell the system that the mapped bytes of this tensor will not be needed
  * soon: they leave the resident set and come back from the page cache. */
 void mp_weight_forget(const struct mp_weight_info *i);
+
+/* A dense tensor's bytes stay where they are until they are dropped, which
+ * forgets them, too, though the mp_weights may be closed before. Any thread. */
+struct mp_mapping *mp_weight_hold(const struct mp_weight_info *i);
+void mp_weight_drop(struct mp_mapping *m, const void *data, size_t bytes);
 
 /* Small readable metadata for mpipe-inspect: safetensors __metadata__, or the
  * plain strings and numbers of a PyTorch file that are not tensors of the

@@ -9,14 +9,22 @@
 #ifndef CORE_WEIGHTS_IMPL_H
 #define CORE_WEIGHTS_IMPL_H
 
+#include <stdatomic.h>
 #include "weights.h"
+
+struct mp_mapping {
+    void *at;
+    size_t size;
+    struct mp_file_id id;
+    atomic_size_t users;
+};
 
 struct mp_weights {
     char *path;
     const char *format;
-    const uint8_t *file; /* the mapping; NULL for a folder */
+    struct mp_mapping *mapping; /* NULL for a folder */
+    const uint8_t *file;        /* where it begins */
     size_t size;
-    struct mp_file_id id;
     struct mp_weights *part[2]; /* a folder's files, borrowed from by info */
     struct mp_weight_info *info;
     size_t count, cap;

@@ -41,7 +41,8 @@ else
         > "$dir/err" 2>&1 || fail "key points on the simulated GPU"
     # Streams that do things in any order that they may.
     for order in late early 1 2 3 4 5 6 7 8; do
-        MPIPE_SIM_ORDER=$order MPIPE_BACKEND_PATH=$builddir/tests/sim \
+        MPIPE_SIM_ORDER=$order CK_RUN_CASE=memory \
+            MPIPE_BACKEND_PATH=$builddir/tests/sim \
             MPIPE_TEST_BACKEND=gpusim "$builddir/tests/test_session" \
             > "$dir/err" 2>&1 || fail "test_session, order $order"
     done

@@ -5,11 +5,14 @@
  * that stay between sessions. On the backend of MPIPE_TEST_BACKEND.
  */
 #include <check.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "device.h"
 #include "graph_impl.h"
+#include "module.h"
 #include "session.h"
 
 #define COUNT 60 /* elements of the tests' inputs: 1 x 3 x 5 x 4 */
@@ -384,10 +387,107 @@ START_TEST(traffic)
 }
 END_TEST
 
+/* ---- weights in a file ---- */
+
+#define SIDE 16
+#define WIDE 320 /* enough for the CPU to compute it in Winograd's way */
+
+static int fill_weights(void *user, size_t i, void *buf, struct mp_error *err)
+{
+    float *w = buf;
+
+    (void)user;
+    (void)i;
+    (void)err;
+    for (int64_t k = 0; k < (int64_t)WIDE * WIDE * 9; k++)
+        w[k] = (float)(k * 37 % 61 - 30) / 64;
+    return 0;
+}
+
+static double conv_at(const float *x, const float *w, int y, int v, int k)
+{
+    double sum = 0;
+
+    for (int r = 0; r < 9; r++) {
+        int at_y = y + r / 3 - 1, at_x = v + r % 3 - 1;
+
+        if (at_y < 0 || at_y >= SIDE || at_x < 0 || at_x >= SIDE)
+            continue;
+        for (int c = 0; c < WIDE; c++)
+            sum += (double)x[(at_y * SIDE + at_x) * WIDE + c] *
+                   (double)w[(k * WIDE + c) * 9 + r];
+    }
+    return sum;
+}
+
+/* The first run may read them there. Later ones do not, nor is the file wanted
+ * then; all give the same. */
+START_TEST(weights_leave_their_file)
+{
+    char path[] = "/tmp/mpipe-session-XXXXXX";
+    int fd = mkstemp(path);
+    struct mp_weight_out w = {"w", MP_F32, 4, {WIDE, WIDE, 3, 3}, fill_weights};
+    size_t count = SIDE * SIDE * WIDE, bytes = count * sizeof(float);
+    float *x = malloc(bytes), *y = malloc(bytes), *want = malloc(bytes);
+    float *taps = malloc(sizeof *taps * WIDE * WIDE * 9);
+    struct mp_operand in = {.host = x}, out = {.host = y};
+    struct mp_weights *file;
+    struct mp_step_info step;
+    struct net n;
+    int cpu, held;
+
+    ck_assert(fd >= 0 && x && y && want && taps);
+    ck_assert(!mp_weights_write(path, &w, 1, NULL, NULL));
+    ck_assert(!mp_weights_open(&file, path, NULL));
+    open_device(&n);
+    mp_graph_free(n.g);
+    n.g = mp_graph_new(file);
+    mp_output(n.g, "y",
+              mp_conv2d(n.g,
+                        mp_input(n.g, "x", MP_F32, 4,
+                                 (int64_t[]){1, SIDE, SIDE, WIDE}),
+                        mp_weight(n.g, "w", 4, (int64_t[]){WIDE, WIDE, 3, 3}),
+                        (mp_node){0}, (struct mp_conv){1, 1, 1, 1, 1}));
+    n.s = compile(&n);
+    mp_weights_close(file);
+    for (size_t i = 0; i < count; i++)
+        x[i] = (float)(i * 29 % 53) / 32 - .8f;
+    mp_session_step(n.s, 0, &step);
+    cpu = n.o.backend == &mp_backend_cpu;
+    held = cpu && !strcmp(step.kernel, "winograd");
+    ck_assert(!cpu || (mp_cpu_packed(n.o.device) == 0) == held);
+    run(&n, &in, &out);
+    ck_assert(!cpu || (mp_cpu_packed(n.o.device) == 0) == held);
+    memcpy(want, y, bytes);
+    run(&n, &in, &out);
+    ck_assert_mem_eq(y, want, bytes);
+    ck_assert(!cpu || mp_cpu_packed(n.o.device) >= sizeof *taps * WIDE);
+    ck_assert_int_eq(ftruncate(fd, 0), 0);
+    ck_assert_int_eq(truncate(path, 0), 0);
+    run(&n, &in, &out);
+    ck_assert_mem_eq(y, want, bytes);
+    fill_weights(NULL, 0, taps, NULL);
+    for (int i = 0; i < 40; i++) {
+        int at = i * 2049 % (int)count;
+        double sum =
+            conv_at(x, taps, at / WIDE / SIDE, at / WIDE % SIDE, at % WIDE);
+
+        ck_assert_double_eq_tol((double)y[at], sum, 2e-3);
+    }
+    close_device(&n);
+    close(fd);
+    unlink(path);
+    free(x);
+    free(y);
+    free(want);
+    free(taps);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("session");
-    TCase *t = tcase_create("memory");
+    TCase *t = tcase_create("memory"), *w = tcase_create("weights");
     SRunner *sr = srunner_create(suite);
     int failed;
 
@@ -399,6 +499,9 @@ int main(void)
     tcase_add_test(t, chain);
     tcase_add_test(t, blocks);
     tcase_add_loop_test(t, traffic, 0, 3);
+    suite_add_tcase(suite, w);
+    tcase_set_timeout(w, 60);
+    tcase_add_test(w, weights_leave_their_file);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
     srunner_free(sr);

@@ -216,13 +216,17 @@ static struct packed *look_up(struct mp_device *d, const struct mp_value *v,
 static float *turn(const float *w, const int64_t *dim, int swapped)
 {
     int64_t a = dim[0], b = dim[1], taps = dim[2] * dim[3];
+    int64_t rows = swapped ? a : b, n = swapped ? b : a;
+    int64_t row = swapped ? b * taps : taps, step = swapped ? taps : b * taps;
     float *out = malloc((size_t)(a * b * taps) * sizeof *out);
 
-    for (int64_t i = 0; out && i < a * b * taps; i++) {
-        int64_t t = i % taps, y = i / taps % b, x = i / taps / b;
-
-        out[swapped ? (t * a + x) * b + y : (t * b + y) * a + x] = w[i];
-    }
+    if (!out)
+        return NULL;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t t = 0; t < taps; t++)
+            for (int64_t j = 0; j < n; j++)
+                out[(t * rows + i) * n + j] = w[i * row + j * step + t];
     return out;
 }
 
@@ -280,7 +284,9 @@ static void packed_free(struct mp_device *d, struct packed *p)
 {
     if (p->has_desc)
         dn_desc_free(&p->desc);
-    if (p->data)
+    if (p->held)
+        p->drop(p->held, p->data, p->bytes);
+    else if (p->data)
         store_drop(&d->store, p->data, p->bytes);
     free(p);
 }
@@ -370,6 +376,43 @@ static int use(const struct packed **out, struct mp_plan *plan,
     return 0;
 }
 
+static void enter(struct mp_device *d, struct packed *k)
+{
+    k->next = *bucket(d, k->key);
+    *bucket(d, k->key) = k;
+}
+
+/* 1: it stays where it is; 0: it cannot. */
+static int hold(struct packed *k, const struct mp_program *p, uint32_t value)
+{
+    const float *data = p->hold(p, value, &k->held);
+
+    if (!data)
+        return 0;
+    k->data = data;
+    k->type = MP_F32;
+    k->value = p->value[value];
+    k->bytes = k->value.count * sizeof *data;
+    k->drop = p->drop;
+    return 1;
+}
+
+/* Packs what is held. Without memory for it, it stays where it is. */
+static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
+{
+    struct packed now = {.form = k->form};
+    int rc = pack_now(&now, d, &k->value, k->data, NULL, NULL, err);
+
+    if (rc)
+        return rc;
+    k->drop(k->held, k->data, k->bytes);
+    k->held = NULL;
+    k->data = now.data;
+    k->type = now.type;
+    k->bytes = now.bytes;
+    return 0;
+}
+
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err)
@@ -378,17 +421,20 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
     struct mp_device *d = plan->device;
     struct packed *k = look_up(d, v, form, want);
     const float *data;
-    int rc;
+    int rc = 0;
 
+    if (k && k->held && !p->once)
+        rc = settle(d, k, err);
     if (k)
-        return use(out, plan, k, err);
+        return rc ? rc : use(out, plan, k, err);
     k = calloc(1, sizeof *k);
     if (!k)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     memcpy(k->key, v->key, sizeof k->key);
     k->form = form;
-    rc = p->constant(p, value, &data, err);
-    if (!rc) {
+    if (!p->once || form != AS_GIVEN || want || !hold(k, p, value))
+        rc = p->constant(p, value, &data, err);
+    if (!rc && !k->held) {
         rc = pack_now(k, d, v, data, want, plain, err);
         p->release(p, value);
     }
@@ -402,9 +448,58 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
         packed_free(d, k);
         return rc;
     }
-    k->next = *bucket(d, k->key);
-    *bucket(d, k->key) = k;
+    enter(d, k);
     return 0;
+}
+
+/* Packing takes longer than what it saves in one run: most of the time goes
+ * into memory that the process did not have before. So a first picture's result
+ * comes sooner, and that of a second one later. No longer than that: files may
+ * change. */
+int cpu_hold(const struct packed **out, struct mp_plan *plan,
+             const struct mp_program *p, uint32_t value, struct mp_error *err)
+{
+    const struct mp_value *v = &p->value[value];
+    struct mp_device *d = plan->device;
+    struct packed *k = look_up(d, v, BLOCK_WEIGHTS, NULL);
+    int rc;
+
+    if (k)
+        return use(out, plan, k, err);
+    k = calloc(1, sizeof *k);
+    if (!k)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    if (p->once || !hold(k, p, value)) {
+        free(k);
+        return cpu_pack(out, plan, p, value, BLOCK_WEIGHTS, NULL, NULL, err);
+    }
+    memcpy(k->key, v->key, sizeof k->key);
+    k->form = BLOCK_WEIGHTS;
+    rc = use(out, plan, k, err);
+    if (rc) {
+        packed_free(d, k);
+        return rc;
+    }
+    enter(d, k);
+    return 0;
+}
+
+/* Before a run: of a second one that would use what is held, no more is. */
+static void settle_all(struct mp_plan *plan)
+{
+    struct mp_device *d = plan->device;
+    int held = 0;
+
+    for (size_t i = 0; i < plan->nuse; i++) {
+        struct packed *k = plan->use[i];
+
+        if (k->held && k->form == BLOCK_WEIGHTS) {
+            held = 1;
+            if (d->used_held)
+                settle(d, k, NULL);
+        }
+    }
+    d->used_held |= held;
 }
 
 static void drop(struct mp_device *d, struct packed *k)
@@ -513,10 +608,12 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
                    double *seconds, struct mp_error *err)
 {
     int before = omp_get_max_threads(), rc = 0;
-    double last = seconds ? now() : 0;
+    double last;
 
     find_values(plan, arena, outside);
     omp_set_num_threads(plan->device->threads);
+    settle_all(plan);
+    last = seconds ? now() : 0;
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         if (is_stopped(&plan->device->conf))
             rc = mp_fail(err, MP_EINTR, "stopped");

@@ -33,8 +33,12 @@ struct packed {
     dn_own_desc desc; /* of oneDNN's layout, if has_desc; else plain f32 */
     int has_desc;
     enum mp_dtype type; /* of plain ones */
-    void *data;         /* in the store */
+    const void *data;   /* in the store, unless they are held */
     size_t bytes, users;
+    /* Not packed (yet): plain f32 in a mapped file. */
+    struct mp_mapping *held; /* else NULL */
+    void (*drop)(struct mp_mapping *held, const void *data, size_t bytes);
+    struct mp_value value;
     struct packed *next;
 };
 
@@ -45,6 +49,7 @@ struct mp_device {
     struct mp_device_conf conf;
     size_t allocated;            /* bytes, but for constants */
     struct packed *packed[1024]; /* by key */
+    int used_held;               /* a plan has run with held weights */
     struct store store;
 };
 
@@ -99,6 +104,10 @@ void cpu_own_run(const struct mp_plan *plan, size_t i);
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
+
+/* BLOCK_WEIGHTS, held while they are used for the first time if they can be. */
+int cpu_hold(const struct packed **out, struct mp_plan *plan,
+             const struct mp_program *p, uint32_t value, struct mp_error *err);
 
 /* Status of a oneDNN call as an error of ours. */
 int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);

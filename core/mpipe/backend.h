@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 7
+#define MP_BACKEND_ABI 8
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -121,6 +121,8 @@ struct mp_step {
      * likewise work in place. No other inputs overlap out. */
 };
 
+struct mp_mapping; /* of a checkpoint into memory */
+
 struct mp_program {
     size_t nvalue, nstep;
     const struct mp_value *value;
@@ -133,6 +135,12 @@ struct mp_program {
     int (*constant)(const struct mp_program *p, uint32_t value,
                     const float **data, struct mp_error *err);
     void (*release)(const struct mp_program *p, uint32_t value);
+    /* Likewise, without a copy, where such contents lie in a mapped file:
+     * valid until drop(), which may come later than the program's end and from
+     * any thread. NULL: they do not; ask constant(). */
+    const float *(*hold)(const struct mp_program *p, uint32_t value,
+                         struct mp_mapping **held);
+    void (*drop)(struct mp_mapping *held, const void *data, size_t bytes);
     void *user;
 };
 
