@@ -21,6 +21,7 @@
  * of a few channels at a time, for two rows of points, next to the products
  * that want them: that costs some per cent of a large map's time, and makes
  * small maps faster, where reading weights takes long.
+ * Plain weights are transposed there, too.
  *
  * Sums are taken over a chunk of units at a time, and then of these sums: one
  * chain of additions over all of them would cost digits, the more so as the way
@@ -218,11 +219,11 @@ struct result {
     struct k_in residual; /* p NULL: none */
 };
 
-/* Weights for WIDE channels of the result, a number apart from the last tap and
- * from the last unit. */
+/* Weights for WIDE channels of the result: numbers from one tap to the next,
+ * and from one unit to the next. */
 struct taps {
     const float *p;
-    int64_t tap, channel;
+    int64_t tap, unit;
 };
 
 /* Those of n units as the points of two rows: one of three pairs. */

@@ -48,7 +48,6 @@ struct cpu_way {
     void (*rewrite)(struct shape *q);
     enum form weights, bias;
     enum k_way how; /* of a kernel of ours */
-    int holds;      /* weights, while they are used for the first time */
     /* The primitive makes f32 products only: the rest is finish's. */
     int bare;
     /* The result from what the primitive gives in its place. */
@@ -368,9 +367,8 @@ static const struct cpu_way ways[] = {
      .scratch = sum_scratch},
     {.fits = is_tiled_small,
      .rewrite = as_given,
-     .weights = BLOCK_WEIGHTS,
+     .weights = BLOCKS_LATER,
      .how = K_WINOGRAD,
-     .holds = 1,
      .name = "winograd",
      .scratch = blocks_scratch,
      .run = run_blocks},
@@ -746,11 +744,8 @@ static int take_kernel(struct cpu_step *c, struct mp_plan *plan,
     int rc;
 
     c->name = c->way->name;
-    if (c->way->holds)
-        rc = cpu_hold(&c->constant[1], plan, p, s->in[1], err);
-    else
-        rc = cpu_pack(&c->constant[1], plan, p, s->in[1], c->way->weights, NULL,
-                      NULL, err);
+    rc = cpu_pack(&c->constant[1], plan, p, s->in[1], c->way->weights, NULL,
+                  NULL, err);
     if (!rc)
         c->scratch = c->way->scratch(plan, i);
     if (!rc && has(s, 2))

@@ -376,12 +376,6 @@ static int use(const struct packed **out, struct mp_plan *plan,
     return 0;
 }
 
-static void enter(struct mp_device *d, struct packed *k)
-{
-    k->next = *bucket(d, k->key);
-    *bucket(d, k->key) = k;
-}
-
 /* 1: it stays where it is; 0: it cannot. */
 static int hold(struct packed *k, const struct mp_program *p, uint32_t value)
 {
@@ -419,11 +413,14 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
 {
     const struct mp_value *v = &p->value[value];
     struct mp_device *d = plan->device;
-    struct packed *k = look_up(d, v, form, want);
+    int stays = p->once ? form == AS_GIVEN && !want : form == BLOCKS_LATER;
+    struct packed *k;
     const float *data;
     int rc = 0;
 
-    if (k && k->held && !p->once)
+    form = form == BLOCKS_LATER ? BLOCK_WEIGHTS : form;
+    k = look_up(d, v, form, want);
+    if (k && k->held && !stays)
         rc = settle(d, k, err);
     if (k)
         return rc ? rc : use(out, plan, k, err);
@@ -432,7 +429,7 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
         return mp_fail(err, MP_ENOMEM, "out of memory");
     memcpy(k->key, v->key, sizeof k->key);
     k->form = form;
-    if (!p->once || form != AS_GIVEN || want || !hold(k, p, value))
+    if (!stays || !hold(k, p, value))
         rc = p->constant(p, value, &data, err);
     if (!rc && !k->held) {
         rc = pack_now(k, d, v, data, want, plain, err);
@@ -448,43 +445,16 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
         packed_free(d, k);
         return rc;
     }
-    enter(d, k);
+    k->next = *bucket(d, k->key);
+    *bucket(d, k->key) = k;
     return 0;
 }
 
-/* Packing takes longer than what it saves in one run: most of the time goes
- * into memory that the process did not have before. So a first picture's result
- * comes sooner, and that of a second one later. No longer than that: files may
- * change. */
-int cpu_hold(const struct packed **out, struct mp_plan *plan,
-             const struct mp_program *p, uint32_t value, struct mp_error *err)
-{
-    const struct mp_value *v = &p->value[value];
-    struct mp_device *d = plan->device;
-    struct packed *k = look_up(d, v, BLOCK_WEIGHTS, NULL);
-    int rc;
-
-    if (k)
-        return use(out, plan, k, err);
-    k = calloc(1, sizeof *k);
-    if (!k)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    if (p->once || !hold(k, p, value)) {
-        free(k);
-        return cpu_pack(out, plan, p, value, BLOCK_WEIGHTS, NULL, NULL, err);
-    }
-    memcpy(k->key, v->key, sizeof k->key);
-    k->form = BLOCK_WEIGHTS;
-    rc = use(out, plan, k, err);
-    if (rc) {
-        packed_free(d, k);
-        return rc;
-    }
-    enter(d, k);
-    return 0;
-}
-
-/* Before a run: of a second one that would use what is held, no more is. */
+/* Before a run: of a second one that would use what is held, no more is.
+ * Packing takes longer than what it saves in one run, as most of the time goes
+ * into memory that the process did not have before: so a first picture's result
+ * comes sooner, and that of a second one later. Nor is it longer than one run
+ * that a file must not change. */
 static void settle_all(struct mp_plan *plan)
 {
     struct mp_device *d = plan->device;

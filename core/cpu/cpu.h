@@ -17,7 +17,8 @@ enum form {
     SPREAD_BIAS,    /* K repeated four times */
     TAP_WEIGHTS,    /* K,C,R,S as R,S,K,C: a product for each tap */
     BLOCK_WEIGHTS,  /* K,C,R,S as k_conv_pack does */
-    WINOGRAD_BF16,  /* K,C,3,3 likewise */
+    BLOCKS_LATER,   /* the same, but held at first where that can be */
+    WINOGRAD_BF16,  /* K,C,3,3 as k_conv_pack does */
     AS_BF16         /* plain, in that type */
 };
 
@@ -104,10 +105,6 @@ void cpu_own_run(const struct mp_plan *plan, size_t i);
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
-
-/* BLOCK_WEIGHTS, held while they are used for the first time if they can be. */
-int cpu_hold(const struct packed **out, struct mp_plan *plan,
-             const struct mp_program *p, uint32_t value, struct mp_error *err);
 
 /* Status of a oneDNN call as an error of ours. */
 int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);

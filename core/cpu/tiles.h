@@ -149,7 +149,7 @@ K_INLINE void V(rows)(float *to, int64_t point, struct taps w, int64_t n,
                       int pair)
 {
     for (int64_t c = 0; c < n * WIDE; c += LANES) {
-        const float *from = w.p + c / WIDE * w.channel + c % WIDE;
+        const float *from = w.p + c / WIDE * w.unit + c % WIDE;
         V(vec) g[9], rows[6], v[2 * ACROSS];
 
         UNROLL
