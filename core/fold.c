@@ -29,7 +29,7 @@ static void key_of(uint64_t k[2], const struct mp_net *net,
     mix(k, &n->attr, sizeof n->attr);
     mix(k, n->dim, (size_t)n->ndim * sizeof *n->dim);
     if (n->weight) { /* mappings come and go */
-        mix(k, n->weight->file, sizeof *n->weight->file);
+        mix(k, mp_mapping_id(n->weight->mapping), sizeof(struct mp_file_id));
         mix(k, &n->weight->offset, sizeof n->weight->offset);
         mix(k, &n->weight->dtype, sizeof n->weight->dtype);
         mix(k, n->weight->stride,

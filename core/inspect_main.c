@@ -317,19 +317,17 @@ static void print_fit(void *user, const char *file, const struct mp_plugin *p,
 }
 
 /* Row-major bytes of any strides. */
-static int fill(void *user, size_t index, void *buf, struct mp_error *err)
+static void copy(void *buf, const struct mp_weight_info *t)
 {
-    const struct mp_weight_info *t = mp_weights_at(user, index);
     size_t size = mp_dtype_size(t->dtype);
     int64_t at[MP_WEIGHT_RANK] = {0};
     const char *from = t->data;
     char *to = buf;
 
-    (void)err;
     if (t->dense) {
         memcpy(buf, t->data, t->count * size);
         mp_weight_forget(t);
-        return 0;
+        return;
     }
     for (size_t i = 0; i < t->count; i++, to += size) {
         int64_t offset = 0;
@@ -340,7 +338,16 @@ static int fill(void *user, size_t index, void *buf, struct mp_error *err)
         for (int d = t->ndim - 1; d >= 0 && ++at[d] == t->dim[d]; d--)
             at[d] = 0;
     }
-    return 0;
+}
+
+static int fill(void *user, size_t index, void *buf, struct mp_error *err)
+{
+    const struct mp_weights *w = user;
+    int rc;
+
+    copy(buf, mp_weights_at(w, index));
+    rc = mp_weights_check(w, err);
+    return rc ? mp_fail_in(err, "%s", mp_weights_path(w)) : 0;
 }
 
 static int convert(struct mp_weights *w, const char *path, struct mp_error *err)

@@ -36,6 +36,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/job.c %reldir%/job.h \
 	%reldir%/json.c %reldir%/json.h \
 	%reldir%/layers.c \
+	%reldir%/mapping.c %reldir%/mapping.h \
 	%reldir%/module.c %reldir%/module.h \
 	%reldir%/npy.c \
 	%reldir%/op.c \

@@ -421,6 +421,14 @@ static void *network_key(size_t *bytes, const struct mp_pipeline *p,
     return key;
 }
 
+/* Was what has been read of the checkpoint as it should be? */
+static int check_file(const struct mp_pipeline *p, struct mp_error *err)
+{
+    int rc = mp_weights_check(p->weights, err);
+
+    return rc ? mp_fail_in(err, "%s", p->conf.checkpoint) : 0;
+}
+
 static int network_session(struct unit *u, struct cached **c, int64_t n,
                            int64_t h, int64_t w, struct mp_error *err)
 {
@@ -435,6 +443,8 @@ static int network_session(struct unit *u, struct cached **c, int64_t n,
         g = network_graph(p, n, h, w);
         rc = g ? remember(u, u->network, c, g, u->device.dtype, key, bytes, err)
                : mp_fail(err, MP_ENOMEM, "out of memory");
+        if (!rc && (rc = check_file(p, err)))
+            forget(*c);
     }
     free(key);
     return rc ? mp_fail_in(err, "%d x %d view", (int)w, (int)h) : 0;
@@ -554,11 +564,12 @@ static int run_network(struct unit *u, const uint8_t *const *view, size_t n,
     struct cached *c;
     uint64_t none;
     double began;
-    int rc = network_session(u, &c, (int64_t)n, h, w, err);
+    int rc = network_session(u, &c, (int64_t)n, h, w, err), held;
 
     if (rc)
         return rc;
     began = now();
+    held = mp_weights_are_held(u->of->weights);
     rc = put_views(&pixels, u, view, n, (size_t)h * (size_t)w * 3, err);
     if (!rc)
         rc = make_map(&all, u, c->session, err);
@@ -566,6 +577,8 @@ static int run_network(struct unit *u, const uint8_t *const *view, size_t n,
         rc = mp_session_start(
             c->session, &(struct mp_operand){.at = place_of(&pixels)},
             &(struct mp_operand){.at = place_of(&all)}, &none, err);
+    if (!rc && held)
+        rc = check_file(u->of, err);
     if (!rc)
         share_out(map, n, &all);
     mp_map_free(&pixels);

@@ -447,8 +447,14 @@ static const float *hold(const struct mp_program *p, uint32_t value,
 
     if (!is_plain(w))
         return NULL;
-    *held = mp_weight_hold(w);
+    *held = mp_mapping_hold(w->mapping);
     return w->data;
+}
+
+static void drop(struct mp_mapping *held, const void *data, size_t bytes)
+{
+    mp_mapping_forget(data, bytes);
+    mp_mapping_drop(held);
 }
 
 static int constant(const struct mp_program *p, uint32_t value,
@@ -550,7 +556,7 @@ static int build(struct builder *b, const uint32_t *outputs, size_t noutput)
     b->program.constant = constant;
     b->program.release = release;
     b->program.hold = hold;
-    b->program.drop = mp_weight_drop;
+    b->program.drop = drop;
     b->program.user = b;
 done:
     free(wanted);

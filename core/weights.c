@@ -6,14 +6,9 @@
  * first bytes. The readers add tensors in file order; then the table is sorted
  * by name, for look-up and to find names given twice.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "weights_impl.h"
 
@@ -103,7 +98,6 @@ int mp_weights_add(struct mp_weights *w, const struct mp_weight_info *i,
     }
     w->info[w->count] = *i;
     if (w->file) { /* a folder's are its files' */
-        w->info[w->count].file = &w->mapping->id;
         w->info[w->count].mapping = w->mapping;
         w->info[w->count].offset =
             (size_t)((uintptr_t)i->data - (uintptr_t)w->file);
@@ -137,48 +131,6 @@ int mp_weights_note(struct mp_weights *w, const char *key, const void *value,
 }
 
 /* ---- opening ---- */
-
-static int map_file(struct mp_weights *w, int fd, const struct stat *st,
-                    struct mp_error *err)
-{
-    struct mp_mapping *m;
-
-    if (!S_ISREG(st->st_mode))
-        return mp_fail(err, MP_EFORMAT, "not a regular file");
-    if (st->st_size == 0)
-        return mp_fail(err, MP_EFORMAT, "the file is empty");
-    if ((uint64_t)st->st_size > SIZE_MAX / 2)
-        return mp_fail(err, MP_ENOTSUP, "the file is too large to map");
-    w->size = (size_t)st->st_size;
-    m = calloc(1, sizeof *m);
-    if (!m)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    m->at = mmap(NULL, w->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (m->at == MAP_FAILED) {
-        free(m);
-        return mp_fail(err, MP_EIO, "cannot map the file: %s", strerror(errno));
-    }
-    m->size = w->size;
-    m->id = (struct mp_file_id){
-        .device = st->st_dev,
-        .inode = st->st_ino,
-        .bytes = (uint64_t)st->st_size,
-        .written = {st->st_mtim.tv_sec, st->st_mtim.tv_nsec},
-        .changed = {st->st_ctim.tv_sec, st->st_ctim.tv_nsec},
-    };
-    atomic_init(&m->users, 1);
-    w->mapping = m;
-    w->file = m->at;
-    return 0;
-}
-
-static void unmap(struct mp_mapping *m)
-{
-    if (!m || atomic_fetch_sub(&m->users, 1) > 1)
-        return;
-    munmap(m->at, m->size);
-    free(m);
-}
 
 static int starts(const struct mp_weights *w, size_t at, const char *magic,
                   size_t n)
@@ -287,31 +239,19 @@ static int sort_names(struct mp_weights *w, struct mp_error *err)
     return 0;
 }
 
-static int same_file(const struct stat *a, const struct stat *b)
-{
-    return a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
-}
-
 static int open_file(struct mp_weights *w, struct mp_error *err)
 {
-    struct stat st, after;
-    int fd, rc;
+    struct mp_error why = {0};
+    int rc = mp_mapping_open(&w->mapping, w->path, err), changed;
 
-    /* O_NONBLOCK: a FIFO is to be refused, not waited for */
-    fd = open(w->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return mp_fail(err, MP_EIO, "cannot open: %s", strerror(errno));
-    if (fstat(fd, &st))
-        rc = mp_fail(err, MP_EIO, "cannot stat: %s", strerror(errno));
-    else
-        rc = map_file(w, fd, &st, err);
-    if (!rc)
-        rc = read_any(w, err);
-    if (!rc && (fstat(fd, &after) || !same_file(&st, &after)))
-        rc = mp_fail(err, MP_EIO, "the file was changed while being opened");
-    close(fd);
-    return rc;
+    if (rc)
+        return rc;
+    w->file = mp_mapping_at(w->mapping, &w->size);
+    rc = read_any(w, &why);
+    changed = mp_mapping_check(w->mapping, err);
+    if (rc && !changed)
+        mp_fail(err, rc, "%s", why.text);
+    return changed ? changed : rc;
 }
 
 static int is_folder(const char *path)
@@ -368,7 +308,7 @@ void mp_weights_close(struct mp_weights *w)
         return;
     mp_weights_close(w->part[0]);
     mp_weights_close(w->part[1]);
-    unmap(w->mapping);
+    mp_mapping_drop(w->mapping);
     for (i = 0; i < w->count; i++)
         free((char *)w->info[i].name);
     for (i = 0; i < w->notes; i++) {
@@ -431,16 +371,6 @@ int mp_weights_meta(const struct mp_weights *w, size_t i, const char **key,
     return 1;
 }
 
-static void forget(const void *data, size_t bytes)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = (uintptr_t)data, to = from + bytes;
-
-    /* pages shared with neighbours come back unchanged, at a small cost */
-    from -= from % page;
-    madvise((void *)from, to - from, MADV_DONTNEED);
-}
-
 void mp_weight_forget(const struct mp_weight_info *i)
 {
     size_t n = 1;
@@ -450,19 +380,23 @@ void mp_weight_forget(const struct mp_weight_info *i)
         return;
     for (k = 0; k < i->ndim; k++)
         n += (size_t)((i->dim[k] - 1) * i->stride[k]);
-    forget(i->data, n * mp_dtype_size(i->dtype));
+    mp_mapping_forget(i->data, n * mp_dtype_size(i->dtype));
 }
 
-struct mp_mapping *mp_weight_hold(const struct mp_weight_info *i)
+int mp_weights_check(const struct mp_weights *w, struct mp_error *err)
 {
-    atomic_fetch_add(&i->mapping->users, 1);
-    return i->mapping;
+    int rc = w->mapping ? mp_mapping_check(w->mapping, err) : 0;
+
+    for (int i = 0; i < 2 && !rc && w->part[i]; i++)
+        rc = mp_weights_check(w->part[i], err);
+    return rc;
 }
 
-void mp_weight_drop(struct mp_mapping *m, const void *data, size_t bytes)
+int mp_weights_are_held(const struct mp_weights *w)
 {
-    forget(data, bytes);
-    unmap(m);
+    return (w->mapping && mp_mapping_users(w->mapping) > 1) ||
+           (w->part[0] && mp_weights_are_held(w->part[0])) ||
+           (w->part[1] && mp_weights_are_held(w->part[1]));
 }
 
 /* ---- conversion ---- */

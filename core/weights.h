@@ -16,23 +16,15 @@
  *
  * Files are untrusted: every offset, length and product is checked; a pickle
  * is interpreted by a machine that builds tensors and plain data and nothing
- * else. A file that changes while it is opened is refused; a file must not be
- * truncated while it is open (replace it by rename).
+ * else. A file that changes while it is opened is refused; who reads tensors
+ * later asks mp_weights_check afterwards. Files are replaced by rename.
  */
 #ifndef CORE_WEIGHTS_H
 #define CORE_WEIGHTS_H
 
-#include "mpipe/base.h"
+#include "mapping.h"
 
 #define MP_WEIGHT_RANK 8
-
-/* Which file, and which state of it, however and by whom it is opened. */
-struct mp_file_id {
-    uint64_t device, inode, bytes;
-    int64_t written[2], changed[2]; /* seconds, nanoseconds */
-};
-
-struct mp_mapping; /* of a file into memory */
 
 struct mp_weight_info {
     const char *name;
@@ -41,8 +33,7 @@ struct mp_weight_info {
     int64_t dim[MP_WEIGHT_RANK];
     int64_t stride[MP_WEIGHT_RANK]; /* in elements; row-major unless a view */
     const void *data; /* mapped: element (0,...,0); may be unaligned */
-    const struct mp_file_id *file;
-    struct mp_mapping *mapping; /* of that file */
+    struct mp_mapping *mapping; /* that it is in; to be held by who wants it */
     size_t offset;              /* of data in that file */
     size_t count;               /* elements: the product of dim */
     size_t storage;             /* same storage, same number */
@@ -76,10 +67,10 @@ void mp_weight_f32(const struct mp_weight_info *i, float *out);
  * soon: they leave the resident set and come back from the page cache. */
 void mp_weight_forget(const struct mp_weight_info *i);
 
-/* A dense tensor's bytes stay where they are until they are dropped, which
- * forgets them, too, though the mp_weights may be closed before. Any thread. */
-struct mp_mapping *mp_weight_hold(const struct mp_weight_info *i);
-void mp_weight_drop(struct mp_mapping *m, const void *data, size_t bytes);
+/* MP_EIO if a file has changed since it was opened, or could not be read;
+ * whether somebody else holds one of them. */
+int mp_weights_check(const struct mp_weights *w, struct mp_error *err);
+int mp_weights_are_held(const struct mp_weights *w);
 
 /* Small readable metadata for mpipe-inspect: safetensors __metadata__, or the
  * plain strings and numbers of a PyTorch file that are not tensors of the

@@ -9,15 +9,7 @@
 #ifndef CORE_WEIGHTS_IMPL_H
 #define CORE_WEIGHTS_IMPL_H
 
-#include <stdatomic.h>
 #include "weights.h"
-
-struct mp_mapping {
-    void *at;
-    size_t size;
-    struct mp_file_id id;
-    atomic_size_t users;
-};
 
 struct mp_weights {
     char *path;

@@ -217,6 +217,53 @@ START_TEST(same_backbone)
 }
 END_TEST
 
+static void cut(const char *path)
+{
+    ck_assert_int_eq(truncate(path, 4000), 0);
+}
+
+static void empty(const char *path)
+{
+    ck_assert_int_eq(truncate(path, 0), 0);
+}
+
+static void write_to(const char *path)
+{
+    FILE *f = fopen(path, "r+");
+
+    ck_assert(f && !fseek(f, -4, SEEK_END) && fputc(1, f) == 1 && !fclose(f));
+}
+
+static void (*const changes[])(const char *path) = {cut, empty, write_to};
+
+/* A checkpoint that is written to before all of it was read. */
+START_TEST(changed_file)
+{
+    struct mp_devices d = {NULL};
+    struct one o;
+    struct mp_map map;
+    struct mp_error err = {0};
+    uint8_t *px = calloc(1, SIDE * SIDE * 3);
+    const uint8_t *view = px;
+    char path[300];
+
+    ck_assert(!write_weights("tiny_depth", "new.safetensors"));
+    snprintf(path, sizeof path, "%s", path_of("new.safetensors"));
+    o = open_one(&d, "depth", "new.safetensors", 1);
+    changes[_i](path);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(
+            mp_pipeline_network(o.p, 0, &view, 1, SIDE, SIDE, &map, &err),
+            MP_EIO);
+        ck_assert_msg(strstr(err.text, path) && strstr(err.text, "was changed"),
+                      "%s", err.text);
+    }
+    close_one(&o);
+    ck_assert_ptr_null(d.first);
+    free(px);
+}
+END_TEST
+
 /* A pipeline packs little more for a second size of views. */
 START_TEST(sizes)
 {
@@ -335,6 +382,7 @@ static void add_tests(Suite *s, const char *name, void (*fixture)(void))
     tcase_add_test(t, same_backbone);
     tcase_add_test(t, sizes);
     tcase_add_test(t, replaced_file);
+    tcase_add_loop_test(t, changed_file, 0, sizeof changes / sizeof *changes);
     suite_add_tcase(s, t);
 }
 

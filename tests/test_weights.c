@@ -8,10 +8,12 @@
 #include <jansson.h>
 #include <limits.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -1344,6 +1346,67 @@ START_TEST(truncated)
 }
 END_TEST
 
+/* A file that changes after it was opened can be read, and is found out. */
+START_TEST(changes)
+{
+    struct buf b = victim(0);
+    struct mp_weights *w = opened(spill("t", b.p, b.n));
+    struct mp_error err = {0};
+
+    ck_assert_int_eq(mp_weights_check(w, &err), 0);
+    ck_assert_int_eq(rename(spill("u", "new", 3), in_folder("t")), 0);
+    ck_assert_int_eq(mp_weights_check(w, &err), 0);
+    read_all(w);
+    mp_weights_close(w);
+
+    w = opened(spill("t", b.p, b.n));
+    spill("t", b.p, b.n - 1);
+    read_all(w);
+    ck_assert_int_eq(mp_weights_check(w, &err), MP_EIO);
+    ck_assert(strstr(err.text, "was changed") != NULL);
+    ck_assert_int_eq(truncate(in_folder("t"), 0), 0);
+    read_all(w);
+    spill("t", b.p, b.n);
+    ck_assert_int_eq(mp_weights_check(w, NULL), MP_EIO);
+    mp_weights_close(w);
+    drop(&b);
+}
+END_TEST
+
+/* Nor does a tensor that is held go with its file's mp_weights. */
+START_TEST(held)
+{
+    struct buf b = victim(0);
+    struct mp_weights *w = opened(spill("t", b.p, b.n));
+    struct mp_mapping *m = mp_mapping_hold(mp_weights_at(w, 0)->mapping);
+    size_t size;
+
+    ck_assert(mp_weights_are_held(w));
+    mp_weights_close(w);
+    ck_assert_mem_eq(mp_mapping_at(m, &size), b.p, b.n);
+    ck_assert_uint_eq(size, b.n);
+    mp_mapping_drop(m);
+    w = opened(in_folder("t"));
+    ck_assert(!mp_weights_are_held(w));
+    mp_weights_close(w);
+    drop(&b);
+}
+END_TEST
+
+/* What cannot be read of other mappings is none of our business. */
+START_TEST(other_mapping)
+{
+    struct buf b = victim(0);
+    struct mp_weights *w = opened(spill("t", b.p, b.n));
+    int fd = open(spill("u", b.p, b.n), O_RDWR);
+    volatile const uint8_t *p = mmap(NULL, b.n, PROT_READ, MAP_SHARED, fd, 0);
+
+    ck_assert(w && p != MAP_FAILED && ftruncate(fd, 0) == 0);
+    drop(&b);
+    (void)p[0]; /* SIGBUS */
+}
+END_TEST
+
 static uint64_t next_random(uint64_t *state)
 {
     uint64_t z = *state += 0x9E3779B97F4A7C15;
@@ -1615,6 +1678,9 @@ static void add_bad(Suite *s)
     tcase_add_loop_test(c, pickle_bombs, 0, 8);
     tcase_add_test(c, shared_notes);
     tcase_add_loop_test(c, truncated, 0, 3);
+    tcase_add_test(c, changes);
+    tcase_add_test(c, held);
+    tcase_add_test_raise_signal(c, other_mapping, SIGBUS);
     tcase_add_loop_test(c, corrupted, 0, 3);
     tcase_add_test(c, wrong_files);
     suite_add_tcase(s, c);
