@@ -16,7 +16,8 @@
 #include <unistd.h>
 #include "mapping.h"
 
-#define MOST 256 /* mappings of a process */
+#define MOST  256         /* mappings of a process */
+#define AHEAD (128 << 10) /* bytes: Linux takes no more at a time */
 
 /* from 0: none. */
 struct place {
@@ -215,6 +216,33 @@ int mp_mapping_check(const struct mp_mapping *m, struct mp_error *err)
     if (atomic_load(&m->place->failed))
         return mp_fail(err, MP_EIO, "a part of the file could not be read");
     return 0;
+}
+
+static void *fetch(void *user)
+{
+    struct mp_mapping *m = user;
+
+    for (size_t i = 0; i < m->size && mp_mapping_users(m) > 1; i += AHEAD)
+        posix_fadvise(m->fd, (off_t)i, AHEAD, POSIX_FADV_WILLNEED);
+    mp_mapping_drop(m);
+    return NULL;
+}
+
+void mp_mapping_fetch(struct mp_mapping *m)
+{
+    pthread_t thread;
+    sigset_t all, old;
+    int code;
+
+    mp_mapping_hold(m);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old); /* signals are for others */
+    code = pthread_create(&thread, NULL, fetch, m);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (code)
+        mp_mapping_drop(m);
+    else
+        pthread_detach(thread);
 }
 
 void mp_mapping_forget(const void *data, size_t bytes)

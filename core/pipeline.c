@@ -206,6 +206,7 @@ static int load(struct mp_pipeline *p, struct mp_error *err)
 
     if (rc)
         return rc;
+    mp_weights_fetch(p->weights);
     g = mp_graph_new(p->weights);
     if (!g)
         return mp_fail(err, MP_ENOMEM, "out of memory");

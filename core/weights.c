@@ -383,6 +383,14 @@ void mp_weight_forget(const struct mp_weight_info *i)
     mp_mapping_forget(i->data, n * mp_dtype_size(i->dtype));
 }
 
+void mp_weights_fetch(const struct mp_weights *w)
+{
+    if (w->mapping)
+        mp_mapping_fetch(w->mapping);
+    for (int i = 0; i < 2 && w->part[i]; i++)
+        mp_weights_fetch(w->part[i]);
+}
+
 int mp_weights_check(const struct mp_weights *w, struct mp_error *err)
 {
     int rc = w->mapping ? mp_mapping_check(w->mapping, err) : 0;

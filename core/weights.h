@@ -67,6 +67,9 @@ void mp_weight_f32(const struct mp_weight_info *i, float *out);
  * soon: they leave the resident set and come back from the page cache. */
 void mp_weight_forget(const struct mp_weight_info *i);
 
+/* Begins to read the files from their disk, in the background. */
+void mp_weights_fetch(const struct mp_weights *w);
+
 /* MP_EIO if a file has changed since it was opened, or could not be read;
  * whether somebody else holds one of them. */
 int mp_weights_check(const struct mp_weights *w, struct mp_error *err);
