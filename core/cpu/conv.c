@@ -268,15 +268,6 @@ static int is_tiled(const struct shape *q)
     return is_ours(q) && !is_small(q) && has_tiles(q, 4, TILES);
 }
 
-/* Maps so small that turning weights next to the products costs no more than
- * some per cent. Large ones have few weights. */
-#define MOST_TILES 64
-
-static int is_tiled_small(const struct shape *q)
-{
-    return is_tiled(q) && ((q->oh + 3) / 4) * ((q->ow + 3) / 4) <= MOST_TILES;
-}
-
 /* In bf16 oneDNN's take, measured likewise, 1.6 to 2.2 times as long as
  * Winograd's way with 128 channels and more, 1.7 with 1280 in 8 x 8; 1.2 with
  * 64, as long or less with 32 and in 4 x 4. A full-size network takes 3.2 GB of
@@ -365,16 +356,9 @@ static const struct cpu_way ways[] = {
      .bare = 1,
      .finish = add_taps,
      .scratch = sum_scratch},
-    {.fits = is_tiled_small,
-     .rewrite = as_given,
-     .weights = BLOCKS_LATER,
-     .how = K_WINOGRAD,
-     .name = "winograd",
-     .scratch = blocks_scratch,
-     .run = run_blocks},
     {.fits = is_tiled,
      .rewrite = as_given,
-     .weights = BLOCK_WEIGHTS,
+     .weights = BLOCKS_LATER,
      .how = K_WINOGRAD,
      .name = "winograd",
      .scratch = blocks_scratch,

@@ -90,8 +90,8 @@ struct k_conv {
     int64_t r, s, stride, top, left;
     enum k_way way;
     int plain; /* K_WINOGRAD: weights are K,C,3,3, as checkpoints have them,
-                  and are turned next to the products: same results, a few
-                  per cent slower the larger the map */
+                  and are transposed next to the products: the same results,
+                  some per cent later, the more so the smaller the map */
     int act;   /* any of enum mp_act */
 };
 

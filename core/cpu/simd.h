@@ -387,8 +387,7 @@ K_INLINE void k_transpose8(k_vec8 r[8])
     }
 }
 
-/* n columns of `rows` rows, `row` apart, as n rows, `step` apart. (reorder.c)
- */
+/* n columns of `rows` rows, `row` apart, as n rows, `step` apart: reorder.c. */
 void k_turn(float *to, int64_t step, const float *from, int64_t row,
             int64_t rows, int64_t n);
 
