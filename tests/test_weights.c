@@ -1397,11 +1397,12 @@ END_TEST
 START_TEST(other_mapping)
 {
     struct buf b = victim(0);
-    struct mp_weights *w = opened(spill("t", b.p, b.n));
     int fd = open(spill("u", b.p, b.n), O_RDWR);
     volatile const uint8_t *p = mmap(NULL, b.n, PROT_READ, MAP_SHARED, fd, 0);
 
-    ck_assert(w && p != MAP_FAILED && ftruncate(fd, 0) == 0);
+    signal(SIGBUS, SIG_DFL); /* sanitizers have it */
+    opened(spill("t", b.p, b.n));
+    ck_assert(p != MAP_FAILED && ftruncate(fd, 0) == 0);
     drop(&b);
     (void)p[0]; /* SIGBUS */
 }
