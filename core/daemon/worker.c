@@ -676,7 +676,7 @@ int mp_worker_run(struct mp_error *err)
         return rc;
     rc = serve(&w);
     if (rc)
-        return mp_fail(err, rc, "the device has failed");
+        return mp_fail(err, rc, "the network cannot go on here");
     if (w.end.code)
         return mp_fail(err, w.end.code, "%s", w.end.text);
     for (int i = 0; i < w.nthread; i++)

@@ -21,7 +21,8 @@
 
 #include "mpipe/base.h"
 
-/* 0: the front is gone; else the device has failed. Main thread. */
+/* 0: the front is gone; else the device has failed, or the checkpoint. Main
+ * thread. */
 int mp_worker_run(struct mp_error *err);
 
 #endif
