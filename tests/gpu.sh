@@ -126,10 +126,12 @@ wants() {
     return 1
 }
 
-# start WHAT COMMAND...: four at a time, side by side, so that the processor's
+# start WHAT COMMAND...: some at a time, side by side, so that the processor's
 # part of a test does not keep the GPU waiting; finish waits for all, shows what
 # they said, and counts their statuses.
 started=0
+side=$(nproc)
+[ "$side" -gt 4 ] || side=4
 start() {
     what=$1
     shift
@@ -140,7 +142,15 @@ start() {
         echo $? > "$work/status$started"
     ) &
     started=$((started + 1))
-    [ $((started % 4)) != 0 ] || wait
+    [ $((started % side)) != 0 ] || wait
+}
+# The same for the cases of test_ops, in four parts.
+start_ops() {
+    cases=$1
+    shift
+    for i in 1 2 3 4; do
+        start "$cases, $i of 4" env MPIPE_TEST_SHARE=$i/4 "$@"
+    done
 }
 finish() {
     wait
@@ -197,11 +207,11 @@ fi
 # ---- every op, whole networks ----
 
 if wants ops; then
-    start "ops" "$ops"
+    start_ops "ops" "$ops"
     start "ops, autotune" env MPIPE_TEST_AUTOTUNE=yes MPIPE_TEST_LARGE=yes \
         CK_RUN_CASE=bf16_inside XDG_CACHE_HOME="$work" "$ops"
     # Our kernels alone: what else happens only where a library has no way.
-    start "ops without libraries" env MPIPE_CUDA_LIBRARIES=no "$ops"
+    start_ops "ops without libraries" MPIPE_CUDA_LIBRARIES=no "$ops"
     finish
 fi
 if wants nets; then
@@ -267,9 +277,8 @@ for tool in memcheck racecheck initcheck synccheck; do
     fi
     # Our kernels; those of f32 and those of 16 bits.
     for kind in fp32 bf16_inside; do
-        start "compute-sanitizer $tool, $kind" env CK_RUN_CASE=$kind \
-            MPIPE_CUDA_LIBRARIES=no "$sanitizer" --tool $tool \
-            --error-exitcode 9 "$ops"
+        start_ops "$tool, $kind" CK_RUN_CASE=$kind MPIPE_CUDA_LIBRARIES=no \
+            "$sanitizer" --tool $tool --error-exitcode 9 "$ops"
     done
 done
 finish

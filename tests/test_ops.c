@@ -1291,13 +1291,21 @@ START_TEST(every_op)
 }
 END_TEST
 
-/* A case of Check each, so that CK_RUN_CASE can choose. */
+/* A case of Check each, so that CK_RUN_CASE can choose. MPIPE_TEST_SHARE=I/N:
+ * of each the I-th of N parts, I from 1 on, to be run side by side. */
 static void add(Suite *s, const char *name, const TTest *test, int n)
 {
+    const char *share = getenv("MPIPE_TEST_SHARE");
     TCase *t = tcase_create(name);
+    int part = 1, parts = 1;
 
+    if (share && (sscanf(share, "%d/%d", &part, &parts) != 2 || part < 1 ||
+                  part > parts)) {
+        fprintf(stderr, "MPIPE_TEST_SHARE=%s: must be like 1/4\n", share);
+        exit(2);
+    }
     tcase_set_timeout(t, 60);
-    tcase_add_loop_test(t, test, 0, n);
+    tcase_add_loop_test(t, test, n * (part - 1) / parts, n * part / parts);
     suite_add_tcase(s, t);
 }
 
