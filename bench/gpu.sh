@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# bench/gpu.sh [--dry-run] [BUILD]
+# bench/gpu.sh [--dry-run] [--quick] [BUILD]
 # Where the time goes on a GPU: by part and operation against the measured peak
 # of matrix products, bytes against the measured rate of copies, and a race
 # with PyTorch in the same run. BUILD and the environment as of tests/gpu.sh.
@@ -8,13 +8,23 @@
 # seg_ade20k.safetensors or depth_nyu.safetensors, as of bench/bench.sh; without
 # it they are made from GPU_BENCH_KEYS, a folder with their key lists
 # (seg_ade20k.json), or else only tiny networks run, which say little.
+# --quick: what bounds are given for, where time on the machine is short:
+# segmentation in bf16, one picture and 16 at a time.
 set -u
 
-dry=0
-if [ "${1:-}" = --dry-run ]; then
-    dry=1
+dry=0 batches='1 2 4 8 16' tasks='seg depth' precisions='bf16 fp16'
+runs='1 2 tuned' variants=channels_last,compile,graphs
+while [ $# -gt 0 ]; do
+    case $1 in
+    --dry-run) dry=1 ;;
+    --quick)
+        batches='1 16' tasks=seg precisions=bf16 runs='1 tuned'
+        variants=compile,graphs
+        ;;
+    *) break ;;
+    esac
     shift
-fi
+done
 if [ $# -gt 1 ]; then
     sed -n 3p "$0" >&2
     exit 2
@@ -55,10 +65,18 @@ done
 date -u
 "$(program mpipe-inspect)" cuda
 rc=$?
+# The full-size network of a task.
+full_of() {
+    case $1 in
+    seg) echo seg_ade20k ;;
+    depth) echo depth_nyu ;;
+    esac
+}
 full=${MPIPE_BENCH_FULL:-}
 if [ -z "$full" ] && [ -n "${GPU_BENCH_KEYS:-}" ]; then
     full=$work
-    [ $dry = 1 ] || for keys in seg_ade20k depth_nyu; do
+    [ $dry = 1 ] || for task in $tasks; do
+        keys=$(full_of "$task")
         "$(program tests/make_weights)" "$GPU_BENCH_KEYS/$keys.json" \
             "$full/$keys.safetensors" || exit 99
     done
@@ -112,20 +130,17 @@ echo "measured: bf16 products $1 GFLOP/s, copies $2 GB/s, from the host $3 GB/s"
 
 # Every case twice: the difference is the noise. Then with plans that were
 # measured.
-for batch in 1 2 4 8 16; do
-    for task in seg depth; do
-        case $task in
-        seg) file=$full/seg_ade20k.safetensors ;;
-        depth) file=$full/depth_nyu.safetensors ;;
-        esac
+for batch in $batches; do
+    for task in $tasks; do
+        file=$full/$(full_of "$task").safetensors
         if [ -z "$full" ] || [ ! -r "$file" ]; then
-            [ $batch = 1 ] || continue
+            [ "$batch" = 1 ] || continue
             file=
         fi
-        for precision in bf16 fp16; do
-            for again in 1 2 tuned; do
+        for precision in $precisions; do
+            for again in $runs; do
                 tune=
-                [ $again != tuned ] || tune=--autotune
+                [ "$again" != tuned ] || tune=--autotune
                 echo
                 echo "== $task $precision batch $batch${file:+ full-size}, run $again"
                 # shellcheck disable=SC2046,SC2086
@@ -140,12 +155,12 @@ done
 
 [ -n "$full" ] && [ -r "$full/seg_ade20k.safetensors" ] || exit 0
 for batch in 1 16; do
-    for dtype in bf16 fp16; do
+    for dtype in $precisions; do
         echo
         echo "== race: seg $dtype batch $batch"
-        python3 "$srcdir/bench/peer.py" --device cuda --dtype $dtype \
+        python3 "$srcdir/bench/peer.py" --device cuda --dtype "$dtype" \
             --batch $batch --checkpoint "$full/seg_ade20k.safetensors" \
-            --variants channels_last,compile --runs 7 --mpipe "$mpipe" \
+            --variants $variants --runs 7 --mpipe "$mpipe" \
             -o pipeline.classes=ade20k
     done
 done
