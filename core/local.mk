@@ -3,7 +3,8 @@
 # Kernels, for which a product and a sum may be rounded at once.
 noinst_LTLIBRARIES += %reldir%/libcpu.la
 %canon_reldir%_libcpu_la_SOURCES = \
-	%reldir%/cpu/attention.c \
+	%reldir%/cpu/attention.c %reldir%/cpu/attention.h \
+	%reldir%/cpu/attention_wide.c \
 	%reldir%/cpu/blocks.c \
 	%reldir%/cpu/conv.c \
 	%reldir%/cpu/cpu.c %reldir%/cpu/cpu.h \

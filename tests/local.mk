@@ -59,7 +59,8 @@ shell_tests = \
 
 # Kernels are no part of the library's interface: compiled in.
 %canon_reldir%_test_kernels_SOURCES = %reldir%/test_kernels.c \
-	core/cpu/attention.c core/cpu/blocks.c core/cpu/norm.c \
+	core/cpu/attention.c core/cpu/attention_wide.c \
+	core/cpu/blocks.c core/cpu/norm.c \
 	core/cpu/pointwise.c core/cpu/reorder.c core/cpu/spatial.c \
 	core/cpu/kernels.h core/cpu/simd.h
 %canon_reldir%_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) \

@@ -847,28 +847,35 @@ START_TEST(test_last)
 }
 END_TEST
 
+/* A case of Check each, so that CK_RUN_CASE can choose. */
+static void add(Suite *s, const char *name, const TTest *test, int n)
+{
+    TCase *t = tcase_create(name);
+
+    tcase_set_timeout(t, 60);
+    tcase_add_loop_test(t, test, 0, n);
+    suite_add_tcase(s, t);
+}
+
 int main(void)
 {
     Suite *s = suite_create("kernels");
-    TCase *t = tcase_create("kernels");
     SRunner *r = srunner_create(s);
     int failed;
 
-    tcase_set_timeout(t, 60);
-    tcase_add_loop_test(t, test_attention, 0, 5 * N(cases));
-    tcase_add_loop_test(t, test_conv, 0, N(convs));
-    tcase_add_loop_test(t, test_reorder, 0, N(layouts) * N(weights));
-    tcase_add_loop_test(t, test_norm, 0, 5 * N(maps));
-    tcase_add_loop_test(t, test_batch_norm, 0, 5 * N(maps));
-    tcase_add_loop_test(t, test_act, 0, 5);
-    tcase_add_test(t, test_act_extremes);
-    tcase_add_loop_test(t, test_geglu, 0, 5);
-    tcase_add_loop_test(t, test_binary, 0, 5 * N(pairs));
-    tcase_add_test(t, test_convert);
-    tcase_add_loop_test(t, test_spatial, 0, 5 * N(sizes));
-    tcase_add_loop_test(t, test_pad, 0, 5);
-    tcase_add_loop_test(t, test_last, 0, 5 * N(rows));
-    suite_add_tcase(s, t);
+    add(s, "attention", test_attention, 5 * N(cases));
+    add(s, "conv", test_conv, N(convs));
+    add(s, "reorder", test_reorder, N(layouts) * N(weights));
+    add(s, "norm", test_norm, 5 * N(maps));
+    add(s, "batch_norm", test_batch_norm, 5 * N(maps));
+    add(s, "act", test_act, 5);
+    add(s, "act_extremes", test_act_extremes, 1);
+    add(s, "geglu", test_geglu, 5);
+    add(s, "binary", test_binary, 5 * N(pairs));
+    add(s, "convert", test_convert, 1);
+    add(s, "spatial", test_spatial, 5 * N(sizes));
+    add(s, "pad", test_pad, 5);
+    add(s, "last", test_last, 5 * N(rows));
     srunner_run_all(r, CK_ENV);
     failed = srunner_ntests_failed(r);
     srunner_free(r);

@@ -14,442 +14,12 @@
  *
  * scores: rows are keys, i components of q; result: rows are components of v,
  * i keys. With bf16 products i goes over pairs: neighbouring components of k
- * are pairs already, keys are paired by copying v (k_attention).
+ * are pairs already, keys are paired by copying v (k_attention). AMX multiplies
+ * 16 rows of 32 numbers at once: k and v, turned, are copied to squares of
+ * them, with zeros where they end.
  */
 #include <float.h>
-#include "cpu/simd.h"
-
-#define KEYS         64  /* keys at a time */
-#define MOST_QUERIES 64  /* a block of queries, at most */
-#define TASK         128 /* queries of a task, at most */
-
-/* Rows that are needed next: fetched while the tiles before are computed, as
- * rows far apart are beyond what CPUs foresee. */
-struct ahead {
-    const char *p;
-    int64_t step, bytes, rows, next; /* bytes of a row; rows fetched so far */
-};
-
-/* A block of queries. Rows of engine.queries numbers. */
-struct block {
-    float *q;      /* components (or pairs of them) x queries */
-    float *s;      /* keys x queries: scores, then weights */
-    float *pair;   /* keys / 2 x queries: pairs of bf16 weights */
-    float *o;      /* d x queries: the result so far */
-    float *most;   /* running maximum of the scores, times log2 e */
-    float *sum;    /* of the weights */
-    float *shrink; /* what the last maximum did to the result so far */
-    struct ahead ahead;
-};
-
-K_INLINE void fetch(struct ahead *a, int64_t done, int64_t of)
-{
-    int64_t end = a->rows * done / of;
-
-    for (; a->next < k_min(end, a->rows); a->next++)
-        for (int64_t i = 0; i < a->bytes; i += 64)
-            __builtin_prefetch(a->p + a->next * a->step + i);
-}
-
-/* The two products and softmax for one instruction set. */
-struct engine {
-    int64_t queries;
-    int pairs; /* bf16 products: units of x and b are pairs */
-    /* 32-bit units of rows of q, transposed; missing queries are anything */
-    void (*load)(float *to, const void *from, int64_t row_bytes, int64_t rows,
-                 int64_t units);
-    void (*score)(struct block *b, const void *k, int64_t row, int64_t keys,
-                  int64_t d, float scale); /* row: bytes, here and below */
-    void (*soften)(struct block *b, int64_t keys);
-    void (*mix)(struct block *b, const void *v, int64_t row, int64_t keys,
-                int64_t d);
-    /* rows x d of the result, of type t */
-    void (*store)(const struct block *b, struct k_out y, int64_t at,
-                  int64_t row, int64_t rows, int64_t d);
-};
-
-/* A tile of the product has `rows` rows, a number known when compiling. */
-#define TILE_CASE(n, call)                                                     \
-    case n: {                                                                  \
-        enum { rows = n };                                                     \
-        call;                                                                  \
-    } break
-
-/* Where a tile's factors lie: b[row * row_step + i * i_step]. */
-struct factor {
-    const void *b;
-    int64_t row_step, i_step; /* bytes */
-    int64_t n;                /* values of i */
-    const float *x;
-};
-
-/* Tiles of all n rows, the first of them row i; base: where b begins. */
-#define TILE_ROWS 6
-#define TILES(n, call)                                                         \
-    for (int64_t i = 0; i < (n); i += TILE_ROWS) {                             \
-        f.b = base + i * f.row_step;                                           \
-        fetch(&b->ahead, i + TILE_ROWS, n);                                    \
-        switch (k_min(TILE_ROWS, (n)-i)) {                                     \
-            TILE_CASE(1, call);                                                \
-            TILE_CASE(2, call);                                                \
-            TILE_CASE(3, call);                                                \
-            TILE_CASE(4, call);                                                \
-            TILE_CASE(5, call);                                                \
-            TILE_CASE(6, call);                                                \
-        }                                                                      \
-    }
-
-/* Arrays of vectors live in registers only when all indices are constants. */
-#define UNROLL _Pragma("GCC unroll 16")
-
-/* ---- AVX-512 ---- */
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-/* 6 x 4 sums, 4 vectors of x and one of b take 29 of 32 registers. */
-#define WIDE     4 /* vectors of 16 queries */
-#define WIDE_ROW (16 * WIDE)
-
-K_TARGET_AVX512 K_INLINE __m512 broadcast(const void *p)
-{
-    float f;
-
-    memcpy(&f, p, sizeof f);
-    return _mm512_set1_ps(f);
-}
-
-K_TARGET_AVX512 K_INLINE void tile_f32(__m512 acc[][WIDE], int rows,
-                                       const struct factor *f)
-{
-    const char *b = f->b;
-    const float *x = f->x;
-
-    for (int64_t i = 0; i < f->n; i++) {
-        __m512 v[WIDE];
-
-        UNROLL
-        for (int j = 0; j < WIDE; j++)
-            v[j] = _mm512_loadu_ps(x + 16 * j);
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            __m512 w = broadcast(b + r * f->row_step);
-
-            UNROLL
-            for (int j = 0; j < WIDE; j++)
-                acc[r][j] = _mm512_fmadd_ps(w, v[j], acc[r][j]);
-        }
-        b += f->i_step;
-        x += WIDE_ROW;
-    }
-}
-
-K_TARGET_BF16 K_INLINE void tile_bf16(__m512 acc[][WIDE], int rows,
-                                      const struct factor *f)
-{
-    const char *b = f->b;
-    const float *x = f->x;
-
-    for (int64_t i = 0; i < f->n; i++) {
-        __m512bh v[WIDE];
-
-        UNROLL
-        for (int j = 0; j < WIDE; j++)
-            v[j] = (__m512bh)_mm512_loadu_ps(x + 16 * j);
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            __m512bh w = (__m512bh)broadcast(b + r * f->row_step);
-
-            UNROLL
-            for (int j = 0; j < WIDE; j++)
-                acc[r][j] = _mm512_dpbf16_ps(acc[r][j], w, v[j]);
-        }
-        b += f->i_step;
-        x += WIDE_ROW;
-    }
-}
-
-K_TARGET_AVX512 K_INLINE void zero(__m512 acc[][WIDE], int rows)
-{
-    UNROLL
-    for (int r = 0; r < rows; r++) {
-        UNROLL
-        for (int j = 0; j < WIDE; j++)
-            acc[r][j] = _mm512_setzero_ps();
-    }
-}
-
-K_TARGET_AVX512 K_INLINE void score_end(__m512 acc[][WIDE], int rows, float *s,
-                                        float *most, float scale)
-{
-    __m512 c = _mm512_set1_ps(scale);
-
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 m = _mm512_loadu_ps(most + 16 * j);
-
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            acc[r][j] = _mm512_mul_ps(acc[r][j], c);
-            m = _mm512_max_ps(m, acc[r][j]);
-            _mm512_storeu_ps(s + r * WIDE_ROW + 16 * j, acc[r][j]);
-        }
-        _mm512_storeu_ps(most + 16 * j, m);
-    }
-}
-
-/* A block's share is added up by itself first: one chain of additions over all
- * keys would cost digits. */
-K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o,
-                                      const float *shrink)
-{
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c = _mm512_loadu_ps(shrink + 16 * j);
-
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            float *at = o + r * WIDE_ROW + 16 * j;
-
-            _mm512_storeu_ps(
-                at, _mm512_fmadd_ps(c, _mm512_loadu_ps(at), acc[r][j]));
-        }
-    }
-}
-
-/* The same for both types: TILE is tile_f32 or tile_bf16. */
-#define SCORE_TILE(TILE)                                                       \
-    do {                                                                       \
-        __m512 acc[rows][WIDE];                                                \
-                                                                               \
-        zero(acc, rows);                                                       \
-        TILE(acc, rows, &f);                                                   \
-        score_end(acc, rows, b->s + i * WIDE_ROW, b->shrink, scale);           \
-    } while (0)
-
-#define MIX_TILE(TILE)                                                         \
-    do {                                                                       \
-        __m512 acc[rows][WIDE];                                                \
-                                                                               \
-        zero(acc, rows);                                                       \
-        TILE(acc, rows, &f);                                                   \
-        mix_end(acc, rows, b->o + i * WIDE_ROW, b->shrink);                    \
-    } while (0)
-
-/* Scores; shrink becomes the new maximum. */
-K_TARGET_AVX512 static void score_f32(struct block *b, const void *k,
-                                      int64_t row, int64_t keys, int64_t d,
-                                      float scale)
-{
-    const char *base = k;
-    struct factor f = {base, row, 4, d, b->q};
-
-    memcpy(b->shrink, b->most, WIDE_ROW * sizeof *b->most);
-    TILES(keys, SCORE_TILE(tile_f32))
-}
-
-K_TARGET_BF16 static void score_bf16(struct block *b, const void *k,
-                                     int64_t row, int64_t keys, int64_t d,
-                                     float scale)
-{
-    const char *base = k;
-    struct factor f = {base, row, 4, d / 2, b->q};
-
-    memcpy(b->shrink, b->most, WIDE_ROW * sizeof *b->most);
-    TILES(keys, SCORE_TILE(tile_bf16))
-}
-
-K_TARGET_AVX512 static void mix_f32(struct block *b, const void *v, int64_t row,
-                                    int64_t keys, int64_t d)
-{
-    const char *base = v;
-    struct factor f = {base, 4, row, keys, b->s};
-
-    TILES(d, MIX_TILE(tile_f32))
-}
-
-K_TARGET_BF16 static void mix_bf16(struct block *b, const void *v, int64_t row,
-                                   int64_t keys, int64_t d)
-{
-    const char *base = v;
-    struct factor f = {base, 4, row, k_ceil_div(keys, 2), b->pair};
-
-    TILES(d, MIX_TILE(tile_bf16))
-}
-
-/* 2^x for x <= 0; relative error 1e-7. */
-K_TARGET_AVX512 K_INLINE __m512 exp2_f32(__m512 x)
-{
-    __m512 n =
-        _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(x, n), p = _mm512_set1_ps(0.00132764713f);
-
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.00967554282f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.0555071346f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.240221202f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693146944f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000012f));
-    return _mm512_scalef_ps(p, n);
-}
-
-/* The same to 1e-4, for what is rounded to 8 bits. */
-K_TARGET_AVX512 K_INLINE __m512 exp2_bf16(__m512 x)
-{
-    __m512 n =
-        _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(x, n), p = _mm512_set1_ps(0.0551716648f);
-
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.242611215f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693260968f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999928057f));
-    return _mm512_scalef_ps(p, n);
-}
-
-/* shrink: from the new maximum to the factor; most: the new maximum; part: of
- * the sum, to be added to it by new_sum. */
-K_TARGET_AVX512 K_INLINE void new_most(struct block *b, __m512 most[WIDE],
-                                       __m512 part[WIDE])
-{
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c;
-
-        most[j] = _mm512_loadu_ps(b->shrink + 16 * j);
-        c = exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(b->most + 16 * j), most[j]));
-        part[j] = _mm512_setzero_ps();
-        _mm512_storeu_ps(b->most + 16 * j, most[j]);
-        _mm512_storeu_ps(b->shrink + 16 * j, c);
-    }
-}
-
-K_TARGET_AVX512 K_INLINE void new_sum(struct block *b, __m512 part[WIDE])
-{
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c = _mm512_loadu_ps(b->shrink + 16 * j);
-        __m512 sum = _mm512_loadu_ps(b->sum + 16 * j);
-
-        _mm512_storeu_ps(b->sum + 16 * j, _mm512_fmadd_ps(c, sum, part[j]));
-    }
-}
-
-K_TARGET_AVX512 static void soften_f32(struct block *b, int64_t keys)
-{
-    __m512 most[WIDE], part[WIDE];
-
-    new_most(b, most, part);
-    for (int64_t k = 0; k < keys; k++) {
-        float *s = b->s + k * WIDE_ROW;
-
-        UNROLL
-        for (int j = 0; j < WIDE; j++) {
-            __m512 p =
-                exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(s + 16 * j), most[j]));
-
-            part[j] = _mm512_add_ps(part[j], p);
-            _mm512_storeu_ps(s + 16 * j, p);
-        }
-    }
-    new_sum(b, part);
-}
-
-K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
-{
-    static const uint16_t order[32] = {
-        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    __m512i zip = _mm512_loadu_si512(order);
-    __m512 most[WIDE], part[WIDE];
-
-    new_most(b, most, part);
-    if (keys % 2) /* its partner weighs nothing */
-        for (int j = 0; j < WIDE_ROW; j++)
-            b->s[keys * WIDE_ROW + j] = -FLT_MAX;
-    for (int64_t k = 0; k < keys; k += 2) {
-        const float *s = b->s + k * WIDE_ROW;
-
-        UNROLL
-        for (int j = 0; j < WIDE; j++) {
-            __m512 p0 =
-                exp2_bf16(_mm512_sub_ps(_mm512_loadu_ps(s + 16 * j), most[j]));
-            __m512 p1 = exp2_bf16(
-                _mm512_sub_ps(_mm512_loadu_ps(s + WIDE_ROW + 16 * j), most[j]));
-            __m512i two = (__m512i)_mm512_cvtne2ps_pbh(p1, p0);
-
-            part[j] = _mm512_add_ps(part[j], _mm512_add_ps(p0, p1));
-            _mm512_storeu_si512(b->pair + k / 2 * WIDE_ROW + 16 * j,
-                                _mm512_permutexvar_epi16(zip, two));
-        }
-    }
-    new_sum(b, part);
-}
-
-K_TARGET_AVX512 static void load_wide(float *to, const void *from,
-                                      int64_t row_bytes, int64_t rows,
-                                      int64_t units)
-{
-    for (int64_t q = 0; q < WIDE_ROW; q += 16)
-        for (int64_t e = 0; e < units; e += 16) {
-            __mmask16 mask = (__mmask16)((1u << k_min(16, units - e)) - 1);
-            __m512 r[16];
-
-            UNROLL
-            for (int i = 0; i < 16; i++)
-                r[i] = _mm512_maskz_loadu_ps(
-                    q + i < rows ? mask : 0,
-                    (const char *)from + k_min(q + i, rows - 1) * row_bytes +
-                        4 * e);
-            k_transpose(r);
-            for (int i = 0; i < k_min(16, units - e); i++)
-                _mm512_storeu_ps(to + (e + i) * WIDE_ROW + q, r[i]);
-        }
-}
-
-K_TARGET_AVX512 K_INLINE void put_row(struct k_out y, int64_t at, __m512 x,
-                                      int64_t n)
-{
-    float f[16];
-
-    if (y.t == MP_F32) {
-        _mm512_mask_storeu_ps((float *)y.p + at, (__mmask16)((1u << n) - 1), x);
-        return;
-    }
-    _mm512_storeu_ps(f, x);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        ((uint16_t *)y.p)[at + i] = k_to_bf16(f[i]);
-}
-
-K_TARGET_AVX512 static void store_wide(const struct block *b, struct k_out y,
-                                       int64_t at, int64_t row, int64_t rows,
-                                       int64_t d)
-{
-    for (int64_t q = 0; q < rows; q += 16) {
-        __m512 c =
-            _mm512_div_ps(_mm512_set1_ps(1), _mm512_loadu_ps(b->sum + q));
-
-        for (int64_t e = 0; e < d; e += 16) {
-            __m512 r[16];
-
-            UNROLL
-            for (int i = 0; i < 16; i++) {
-                int64_t from = k_min(e + i, d - 1);
-
-                r[i] = _mm512_mul_ps(
-                    c, _mm512_loadu_ps(b->o + from * WIDE_ROW + q));
-            }
-            k_transpose(r);
-            for (int i = 0; i < k_min(16, rows - q); i++)
-                put_row(y, at + (q + i) * row + e, r[i], k_min(16, d - e));
-        }
-    }
-}
-
-static const struct engine engine_f32 = {
-    WIDE_ROW, 0, load_wide, score_f32, soften_f32, mix_f32, store_wide};
-static const struct engine engine_bf16 = {
-    WIDE_ROW, 1, load_wide, score_bf16, soften_bf16, mix_bf16, store_wide};
-#endif
+#include "cpu/attention.h"
 
 /* ---- any CPU: the compiler splits or fuses vectors of 8 ---- */
 
@@ -705,27 +275,28 @@ K_MULTI(store_plain,
 }
 
 static const struct engine engine_plain = {
-    SLIM_ROW, 0, load_plain, score_plain, soften_plain, mix_plain, store_plain};
+    .queries = SLIM_ROW,
+    .form = PLAIN,
+    .load = load_plain,
+    .score = score_plain,
+    .soften = soften_plain,
+    .mix = mix_plain,
+    .store = store_plain,
+};
 
 /* ---- the same for all ---- */
 
 static const struct engine *engine_for(const struct k_attention *a)
 {
-#if defined(__x86_64__)
-    enum k_level l = k_level();
+    const struct engine *wide = k_wide_engine(a);
 
-    if (l == K_AVX512_BF16 && !k_has_amx() && a->qt == MP_BF16 &&
-        a->kvt == MP_BF16 && a->d % 2 == 0)
-        return &engine_bf16;
-    if (l >= K_AVX512)
-        return &engine_f32;
-#endif
-    return &engine_plain;
+    return wide ? wide : &engine_plain;
 }
 
 /* An operand as the engine wants it. Its element type is f32, bf16 or, for v
  * of bf16, pairs of keys: pair k of head h starts at unit
- * (i * ceil(s / 2) + k) * row + h * d. */
+ * (i * ceil(s / 2) + k) * row + h * d. In squares a row is a key of k, or two
+ * of v. */
 struct operand {
     const char *p;
     struct k_rows step; /* bytes */
@@ -787,10 +358,50 @@ static struct operand pairs(const struct k_attention *a, const uint16_t *v,
         (const char *)to, {a->v.batch ? half * c * 4 : 0, c * 4}, a->d * 4};
 }
 
+/* Of k, 16 keys, or of v, 32. */
+static int64_t squares_size(const struct k_attention *a, int64_t batch,
+                            int64_t keys)
+{
+    return (batch ? a->n : 1) * a->heads * k_ceil_div(a->s, keys) *
+           k_ceil_div(a->d, SQUARE / keys) * SQUARE / 2;
+}
+
+static struct operand squares(const struct k_attention *a, const uint16_t *p,
+                              struct k_rows r, int64_t keys, square *fill,
+                              float **scratch)
+{
+    int64_t high = k_ceil_div(a->s, keys), n = (r.batch ? a->n : 1) * a->heads;
+    int64_t each = SQUARE / keys, wide = k_ceil_div(a->d, each);
+    int64_t head = high * wide * SQUARE;
+    uint16_t *to = (uint16_t *)*scratch;
+
+    *scratch += squares_size(a, r.batch, keys);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n * high; i++) {
+        int64_t s = i % high * keys, h = i / high % a->heads;
+        const uint16_t *from =
+            p + i / high / a->heads * r.batch + s * r.row + h * a->d;
+
+        for (int64_t e = 0; e < wide; e++)
+            fill(to + (i * wide + e) * SQUARE, from + e * each, r.row,
+                 k_min(keys, a->s - s), k_min(each, a->d - e * each));
+    }
+    return (struct operand){
+        (const char *)to,
+        {r.batch ? a->heads * head * 2 : 0, wide * SQUARE_ROW},
+        head * 2};
+}
+
+/* Components in a thread's arrays. */
+static int64_t room_of(const struct k_attention *a)
+{
+    return k_ceil_div(a->d, 32) * 32;
+}
+
 /* Numbers in the scratch of a thread: the arrays of the blocks of a task. */
 static int64_t task_size(const struct k_attention *a)
 {
-    return (2 * a->d + 3) * TASK + (KEYS + KEYS / 2) * MOST_QUERIES;
+    return (2 * room_of(a) + 3) * TASK + (KEYS + KEYS / 2) * MOST_QUERIES;
 }
 
 /* Block g of a task, whose scratch is at p. Scores are of one block at a time.
@@ -799,11 +410,12 @@ static struct block block_of(const struct k_attention *a, int64_t queries,
                              float *p, int64_t g)
 {
     struct block b = {.s = p};
+    int64_t d = room_of(a);
 
     b.pair = b.s + KEYS * MOST_QUERIES;
-    b.q = b.pair + KEYS / 2 * MOST_QUERIES + g * (2 * a->d + 3) * queries;
-    b.o = b.q + a->d * queries;
-    b.most = b.o + a->d * queries;
+    b.q = b.pair + KEYS / 2 * MOST_QUERIES + g * (2 * d + 3) * queries;
+    b.o = b.q + d * queries;
+    b.most = b.o + d * queries;
     b.sum = b.most + queries;
     b.shrink = b.sum + queries;
     return b;
@@ -814,11 +426,18 @@ size_t k_attention_scratch(const struct k_attention *a, int threads)
     int64_t c = a->heads * a->d, size = threads * task_size(a);
     int64_t nk = a->k.batch ? a->n : 1, nv = a->v.batch ? a->n : 1;
 
-    if (engine_for(a)->pairs) {
-        size += nv * k_ceil_div(a->s, 2) * c + k_ceil_div(c, 2);
-    } else {
+    switch (engine_for(a)->form) {
+    case PLAIN:
         size += a->qt == MP_F32 ? 0 : a->n * a->t * c;
         size += a->kvt == MP_F32 ? 0 : (nk + nv) * a->s * c;
+        break;
+    case PAIRS:
+        size += nv * k_ceil_div(a->s, 2) * c + k_ceil_div(c, 2);
+        break;
+    case SQUARES:
+        size += squares_size(a, a->k.batch, 16);
+        size += squares_size(a, a->v.batch, 32);
+        break;
     }
     return (size_t)size * sizeof(float);
 }
@@ -836,7 +455,7 @@ static void begin(const struct block *b, const struct job *j, const char *q,
 {
     int64_t d = j->a->d, n = j->e->queries;
 
-    j->e->load(b->q, q, j->q.step.row, rows, j->e->pairs ? d / 2 : d);
+    j->e->load(b->q, q, j->q.step.row, rows, j->e->form == PLAIN ? d : d / 2);
     memset(b->o, 0, (size_t)(d * n) * sizeof *b->o);
     for (int64_t i = 0; i < n; i++) {
         b->most[i] = -FLT_MAX;
@@ -851,7 +470,7 @@ static void pass(const struct job *j, struct block *b, int64_t n, const char *k,
 {
     const struct k_attention *a = j->a;
     const struct engine *e = j->e;
-    int64_t unit = e->pairs ? 2 : 1, keys = k_min(KEYS, a->s - s);
+    int64_t unit = e->form == PLAIN ? 1 : 2, keys = k_min(KEYS, a->s - s);
     int64_t k_row = j->k.step.row, v_row = j->v.step.row;
     float scale = a->scale * 0x1.715476p0f; /* log2 e */
     const struct ahead values = {v + s / unit * v_row, v_row, a->d * 4,
@@ -913,18 +532,24 @@ void k_attention(const struct k_attention *a, void *y, const void *q,
     int64_t size = task_size(a), c = a->heads * a->d, tasks;
     float *rest = scratch;
 
-    if (j.e->pairs) {
-        uint32_t *pair = scratch;
-
-        rest += (a->v.batch ? a->n : 1) * k_ceil_div(a->s, 2) * c;
-        j.q = direct(q, a->qt, a->q, a->d);
-        j.k = direct(k, a->kvt, a->k, a->d);
-        j.v = pairs(a, v, pair, (uint16_t *)rest);
-        rest += k_ceil_div(c, 2);
-    } else {
+    switch (j.e->form) {
+    case PLAIN:
         j.q = as_f32(a, q, a->qt, a->q, a->t, &rest);
         j.k = as_f32(a, k, a->kvt, a->k, a->s, &rest);
         j.v = as_f32(a, v, a->kvt, a->v, a->s, &rest);
+        break;
+    case PAIRS:
+        rest += (a->v.batch ? a->n : 1) * k_ceil_div(a->s, 2) * c;
+        j.q = direct(q, a->qt, a->q, a->d);
+        j.k = direct(k, a->kvt, a->k, a->d);
+        j.v = pairs(a, v, scratch, (uint16_t *)rest);
+        rest += k_ceil_div(c, 2);
+        break;
+    case SQUARES:
+        j.q = direct(q, a->qt, a->q, a->d);
+        j.k = squares(a, k, a->k, 16, j.e->copy, &rest);
+        j.v = squares(a, v, a->v, 32, j.e->turn, &rest);
+        break;
     }
     j.task = task_of(a, j.e);
     tasks = k_ceil_div(a->t, j.task); /* of a head */

@@ -40,9 +40,10 @@ struct k_out {
 const char *k_isa(void);
 /* Whether there are instructions for bf16 products. */
 int k_has_bf16(void);
-/* Whether there are tiles for them, too, which are oneDNN's to use. Where there
- * are, AVX-512's products of bf16 take twice as long as those of f32 (measured
- * on a Xeon of 2023: 89 against 179 GFLOP/s), so our kernels take f32. */
+/* Whether there is AMX for them, too, and Linux lets this process use it. Where
+ * there is, AVX-512's products of bf16 take twice as long as those of f32
+ * (measured on a Xeon of 2023: 89 against 179 GFLOP/s): convolutions are
+ * oneDNN's there. */
 int k_has_amx(void);
 
 /* ---- attention ---- */

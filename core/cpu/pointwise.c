@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* pointwise.c - kernels that look at one element, or one of each operand. */
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include "cpu/simd.h"
 
 const char *k_isa(void)
@@ -13,7 +16,17 @@ const char *k_isa(void)
 int k_has_amx(void)
 {
 #if defined(__x86_64__)
-    return k_level() == K_AVX512_BF16 && __builtin_cpu_supports("amx-bf16");
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM */
+    static atomic_int known;                   /* 1: no, 2: yes */
+    int has = atomic_load(&known);
+
+    if (!has) {
+        has = 1 + (k_level() == K_AVX512_BF16 &&
+                   __builtin_cpu_supports("amx-bf16") &&
+                   syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0);
+        atomic_store(&known, has);
+    }
+    return has == 2;
 #else
     return 0;
 #endif
