@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "conf.h"
+#include "device.h"
 #include "graph_impl.h"
 #include "module.h"
 #include "peak.h"
@@ -625,6 +626,7 @@ int main(int argc, char **argv)
     int is_bf16;
     json_t *j;
 
+    mp_wait_passively(argv); /* as mpipe does */
     parse(&b.o, argc, argv);
     if (b.o.peak <= 0 && !strcmp(b.o.backend, "cpu"))
         measure_peak(&b);

@@ -1,11 +1,27 @@
 /* SPDX-License-Identifier: MIT */
 /* device.c - backend and precision by name, or the best that there is. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "device.h"
 #include "module.h"
+
+void mp_wait_passively(char **argv)
+{
+    char self[PATH_MAX]; /* by name, as it is to be called by it */
+    ssize_t n;
+
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
+        return;
+    n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0 || setenv("OMP_WAIT_POLICY", "passive", 1))
+        return;
+    self[n] = '\0';
+    execv(self, argv);
+}
 
 static int is_wrong(const char *text, struct mp_error *err)
 {

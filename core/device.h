@@ -38,6 +38,15 @@ struct mp_opened {
 #define MP_DEVICES_MAX 16 /* of a pipeline */
 #define MP_DEVICE_NAME 40 /* bytes */
 
+/* For main, before all else, of a program that computes. OpenMP's threads wait
+ * for each other in a loop, for some ms, and so keep the processor from those
+ * they wait for where others want it, too: two programs at once took four times
+ * as long as one, with a small network. OpenMP reads how to wait when it is
+ * loaded. So this runs the program anew with OMP_WAIT_POLICY=passive, unless
+ * that or GOMP_SPINCOUNT is set; where that cannot be done it goes on as it is.
+ */
+void mp_wait_passively(char **argv);
+
 /* The n devices that a configuration means: "cuda:0,2" is "cuda:0" and
  * "cuda:2", "cuda:all" all that will do; anything else is one device. */
 int mp_device_names(char name[MP_DEVICES_MAX][MP_DEVICE_NAME], size_t *n,

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "device.h"
 #include "eval/evaluate.h"
 #include "image.h"
 #include "job.h"
@@ -509,6 +510,7 @@ int main(int argc, char **argv)
     struct mp_error err = {0};
     int rc, status = 0;
 
+    mp_wait_passively(argv);
     a.assign = calloc((size_t)argc + 1, sizeof *a.assign);
     if (!a.assign) {
         mp_log(MP_LOG_ERROR, NULL, "out of memory");

@@ -10,6 +10,7 @@
 #include "daemon/http.h"
 #include "daemon/system.h"
 #include "daemon/worker.h"
+#include "device.h"
 #include "module.h"
 
 enum { EXIT_WRONG_USE = 2, EXIT_FAILED };
@@ -268,6 +269,7 @@ int main(int argc, char **argv)
     struct mp_error err = {0};
     int status = -1;
 
+    mp_wait_passively(argv);
     a.assign = calloc((size_t)argc, sizeof *a.assign);
     a.worker = calloc(2 * (size_t)argc + 3, sizeof *a.worker);
     if (!a.assign || !a.worker) {
