@@ -40,9 +40,9 @@ struct mp_opened {
 
 /* For main, before all else, of a program that computes. OpenMP's threads wait
  * for each other in a loop, for some ms, and so keep the processor from those
- * they wait for where others want it, too: two programs at once took four times
- * as long as one, with a small network. OpenMP reads how to wait when it is
- * loaded. So this runs the program anew with OMP_WAIT_POLICY=passive, unless
+ * they wait for where others want it, too: two programs at once took seven
+ * times as long as one, with a small network. OpenMP reads how to wait when it
+ * is loaded. So this runs the program anew with OMP_WAIT_POLICY=passive, unless
  * that or GOMP_SPINCOUNT is set; where that cannot be done it goes on as it is.
  */
 void mp_wait_passively(char **argv);

@@ -367,7 +367,7 @@ static int64_t squares_size(const struct k_attention *a, int64_t batch,
 }
 
 static struct operand squares(const struct k_attention *a, const uint16_t *p,
-                              struct k_rows r, int64_t keys, square *fill,
+                              struct k_rows r, int64_t keys, fill_square *fill,
                               float **scratch)
 {
     int64_t high = k_ceil_div(a->s, keys), n = (r.batch ? a->n : 1) * a->heads;

@@ -50,8 +50,8 @@ enum form {
 #define SQUARE_ROW 64  /* bytes */
 
 /* From `rows` keys, of n components, to a square; zeros where it has more. */
-typedef void square(uint16_t *to, const uint16_t *from, int64_t row,
-                    int64_t rows, int64_t n);
+typedef void fill_square(uint16_t *to, const uint16_t *from, int64_t row,
+                         int64_t rows, int64_t n);
 
 /* The two products and softmax for one instruction set. */
 struct engine {
@@ -69,7 +69,7 @@ struct engine {
     /* rows x d of the result, of type t */
     void (*store)(const struct block *b, struct k_out y, int64_t at,
                   int64_t row, int64_t rows, int64_t d);
-    square *copy, *turn; /* of k and v, for SQUARES */
+    fill_square *copy, *turn; /* of k and v, for SQUARES */
 };
 
 /* A tile of the product has `rows` rows, a number known when compiling. */

@@ -386,6 +386,7 @@ static const struct engine engine_bf16 = {
 #define SUM_ZERO(i) _tile_zero(i)
 #define SUM_LOAD(i) _tile_loadd(i, sum + 16 * (i), 4 * WIDE_ROW)
 #define SUM_KEEP(i) _tile_stored(i, sum + 16 * (i), 4 * WIDE_ROW)
+
 /* Adds the products of n squares, `step` apart, with 16 units each of x. */
 TARGET_AMX K_INLINE void add_squares(const uint16_t *square, int64_t step,
                                      const float *x, int64_t n)
@@ -493,7 +494,8 @@ TARGET_AMX static void mix_amx(struct block *b, const void *v, int64_t row,
 TARGET_AMX static void load_amx(float *to, const void *from, int64_t row_bytes,
                                 int64_t rows, int64_t units)
 {
-    /* all eight registers: 16 rows of 64 bytes */
+    /* Of all eight registers, which a thread has from the first load of a task
+     * to its first store: 16 rows of 64 bytes. */
     static const struct {
         uint8_t palette, start, none[14];
         uint16_t row[16];
