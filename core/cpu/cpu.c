@@ -607,11 +607,11 @@ static const char *cpu_kernel_name(const struct mp_plan *plan, size_t step)
     return plan->cpu[step].name;
 }
 
-/* In 16 bits it has not been measured yet. */
+/* With AMX it has not been measured yet. */
 static int cpu_commutes(const struct mp_enlarged *e, enum mp_dtype t)
 {
     (void)e;
-    return t == MP_F32;
+    return t == MP_F32 || !k_has_amx();
 }
 
 const struct mp_backend mp_backend_cpu = {
