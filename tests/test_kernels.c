@@ -598,6 +598,34 @@ START_TEST(test_act_extremes)
 }
 END_TEST
 
+/* Every result is the exact one, rounded, but for 1e-4 of it. */
+START_TEST(test_act_rounded)
+{
+    enum { n = 6001 };
+    static float x[n];
+    uint16_t y[n];
+
+    for (int i = 0; i < n; i++)
+        x[i] = (float)(i - n / 2) / 150;
+    x[0] = -1e30f;
+    x[n - 1] = 1e30f;
+    for (int act = MP_RELU; act <= MP_SIGMOID; act++) {
+        k_act((struct k_out){y, MP_BF16}, (struct k_in){x, MP_F32}, n, act);
+        for (int i = 0; i < n; i++) {
+            double want = activate(x[i], act), got = from_bf16(y[i]);
+            double part = 1.2e-4 * fabs(want) + 1e-30, half;
+            int e;
+
+            frexp(want, &e);
+            half = ldexp(1, e - 9);
+            ck_assert_msg(fabs(got - want) <= half + part,
+                          "act %d of %g: %g, not %g", act, (double)x[i], got,
+                          want);
+        }
+    }
+}
+END_TEST
+
 START_TEST(test_geglu)
 {
     static const int64_t shapes[][2] = {{1, 1}, {3, 17}, {5, 1030}, {7, 1280}};
@@ -870,6 +898,7 @@ int main(void)
     add(s, "batch_norm", test_batch_norm, 5 * N(maps));
     add(s, "act", test_act, 5);
     add(s, "act_extremes", test_act_extremes, 1);
+    add(s, "act_rounded", test_act_rounded, 1);
     add(s, "geglu", test_geglu, 5);
     add(s, "binary", test_binary, 5 * N(pairs));
     add(s, "convert", test_convert, 1);

@@ -41,7 +41,7 @@ static void affine(struct k_out y, struct k_in x, int64_t at,
         affine_row(to, k_load(x, at + i, m, xb), shift + i, scale + i, bias + i,
                    m);
         if (act != MP_ACT_NONE)
-            k_act_row(to, to, m, act);
+            k_act_row(to, to, m, act, y.t);
         k_flush(y, at + i, m, to);
     }
 }
@@ -263,7 +263,7 @@ static void layer_norm_row(struct k_out y, struct k_in x, int64_t at,
         scale_row(to, part(whole, x, at, i, m, xb), sum / (double)c,
                   (float)(1 / sqrt(square / (double)c + eps)), w + i, b + i, m);
         if (act != MP_ACT_NONE)
-            k_act_row(to, to, m, act);
+            k_act_row(to, to, m, act, y.t);
         k_flush(y, at + i, m, to);
     }
 }

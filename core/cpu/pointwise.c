@@ -47,14 +47,23 @@ void k_act(struct k_out y, struct k_in x, int64_t n, int act)
         int64_t i = k * K_CHUNK, m = k_min(K_CHUNK, n - i);
 
         to = k_room(y, i, yb);
-        k_act_row(to, k_load(x, i, m, xb), m, act);
+        k_act_row(to, k_load(x, i, m, xb), m, act, y.t);
         k_flush(y, i, m, to);
     }
 }
 
-K_MULTI(geglu_row, (float *y, const float *a, const float *gate, int64_t n),
-        (y, a, gate, n))
+/* t: what the result is rounded to after it. */
+K_MULTI(geglu_row,
+        (float *y, const float *a, const float *gate, int64_t n,
+         enum mp_dtype t),
+        (y, a, gate, n, t))
 {
+    if (t == MP_BF16) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+            y[i] = a[i] * k_gelu_bf16(gate[i]);
+        return;
+    }
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
         y[i] = a[i] * k_gelu(gate[i]);
@@ -72,7 +81,7 @@ void k_geglu(struct k_out y, struct k_in x, int64_t rows, int64_t c)
 
             to = k_room(y, r * c + i, yb);
             geglu_row(to, k_load(x, 2 * r * c + i, m, ab),
-                      k_load(x, (2 * r + 1) * c + i, m, gb), m);
+                      k_load(x, (2 * r + 1) * c + i, m, gb), m, y.t);
             k_flush(y, r * c + i, m, to);
         }
 }
@@ -181,7 +190,7 @@ static void binary(struct k_out y, struct k_in a, struct k_in b,
             else
                 add_row(to, pa, pb, m, scalar);
             if (act != MP_ACT_NONE)
-                k_act_row(to, to, m, act);
+                k_act_row(to, to, m, act, y.t);
             k_flush(y, r * n + i, m, to);
         }
 }

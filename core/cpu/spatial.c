@@ -257,7 +257,7 @@ static void enlarge_row(const struct enlarge *e, int64_t row, float *line)
                 add_to(sum, e->bias + k, n);
             if (e->residual.p)
                 add_to(sum, k_load(e->residual, at, n, buf), n);
-            k_act_row(to, sum, n, a->act);
+            k_act_row(to, sum, n, a->act, e->y.t);
             k_flush(e->y, at, n, to);
         }
     }

@@ -228,7 +228,7 @@ K_INLINE void V(put)(const struct result *s, int64_t at, int64_t k, int64_t n,
         y += v;
     }
     if (act)
-        k_act_row((float *)&y, (float *)&y, LANES, act);
+        k_act_row((float *)&y, (float *)&y, LANES, act, s->y.t);
     V(store)(s->y, at, n, &y);
 }
 
