@@ -310,16 +310,12 @@ K_TARGET_AVX512 static void load_wide(float *to, const void *from,
 K_TARGET_AVX512 K_INLINE void put_row(struct k_out y, int64_t at, __m512 x,
                                       int64_t n)
 {
-    float f[16];
+    __mmask16 mask = (__mmask16)((1u << n) - 1);
 
-    if (y.t == MP_F32) {
-        _mm512_mask_storeu_ps((float *)y.p + at, (__mmask16)((1u << n) - 1), x);
-        return;
-    }
-    _mm512_storeu_ps(f, x);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        ((uint16_t *)y.p)[at + i] = k_to_bf16(f[i]);
+    if (y.t == MP_F32)
+        _mm512_mask_storeu_ps((float *)y.p + at, mask, x);
+    else
+        _mm256_mask_storeu_epi16((uint16_t *)y.p + at, mask, k_narrow16(x));
 }
 
 K_TARGET_AVX512 static void store_wide(const struct block *b, struct k_out y,

@@ -80,6 +80,19 @@ K_INLINE enum k_level k_level(void)
     }                                                                          \
     K_INLINE void name##_body params
 
+/* As k_to_bf16 has it. */
+K_TARGET_AVX512 K_INLINE __m256i k_narrow16(__m512 x)
+{
+    __m512i u = (__m512i)x, one = _mm512_set1_epi32(1);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+    __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+
+    half = _mm512_mask_or_epi32(_mm512_add_epi32(u, half), nan, u,
+                                _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(half, 16));
+}
+
 /* 16 x 16 numbers of 32 bits: 4 x 4 blocks, then the blocks. */
 K_TARGET_AVX512 K_INLINE void k_transpose(__m512 r[16])
 {
