@@ -626,7 +626,7 @@ int main(int argc, char **argv)
     int is_bf16;
     json_t *j;
 
-    mp_wait_passively(argv); /* as mpipe does */
+    mp_wait_briefly(argv); /* as mpipe does */
     parse(&b.o, argc, argv);
     if (b.o.peak <= 0 && !strcmp(b.o.backend, "cpu"))
         measure_peak(&b);

@@ -9,7 +9,7 @@
 #include "device.h"
 #include "module.h"
 
-void mp_wait_passively(char **argv)
+void mp_wait_briefly(char **argv)
 {
     char self[PATH_MAX]; /* by name, as it is to be called by it */
     ssize_t n;
@@ -17,7 +17,8 @@ void mp_wait_passively(char **argv)
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
         return;
     n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0 || setenv("OMP_WAIT_POLICY", "passive", 1))
+    if (n < 0 || setenv("OMP_WAIT_POLICY", "passive", 1) ||
+        setenv("GOMP_SPINCOUNT", "1000", 1))
         return;
     self[n] = '\0';
     execv(self, argv);

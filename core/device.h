@@ -40,12 +40,13 @@ struct mp_opened {
 
 /* For main, before all else, of a program that computes. OpenMP's threads wait
  * for each other in a loop, for some ms, and so keep the processor from those
- * they wait for where others want it, too: two programs at once took seven
- * times as long as one, with a small network. OpenMP reads how to wait when it
- * is loaded. So this runs the program anew with OMP_WAIT_POLICY=passive, unless
- * that or GOMP_SPINCOUNT is set; where that cannot be done it goes on as it is.
- */
-void mp_wait_passively(char **argv);
+ * they wait for where others want it, too: two programs at once took many times
+ * as long as one. To sleep at once costs 60 us at every step. So they turn some
+ * 10 us, which most waiting is over in, and sleep then. OpenMP reads how to
+ * wait when it is loaded: this runs the program anew with
+ * OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=1000, unless one of them is set;
+ * where that cannot be done it goes on as it is. */
+void mp_wait_briefly(char **argv);
 
 /* The n devices that a configuration means: "cuda:0,2" is "cuda:0" and
  * "cuda:2", "cuda:all" all that will do; anything else is one device. */

@@ -510,7 +510,7 @@ int main(int argc, char **argv)
     struct mp_error err = {0};
     int rc, status = 0;
 
-    mp_wait_passively(argv);
+    mp_wait_briefly(argv);
     a.assign = calloc((size_t)argc + 1, sizeof *a.assign);
     if (!a.assign) {
         mp_log(MP_LOG_ERROR, NULL, "out of memory");

@@ -320,7 +320,7 @@ int main(int argc, char **argv)
     struct mp_error err = {0};
     int status = -1;
 
-    mp_wait_passively(argv);
+    mp_wait_briefly(argv);
     a.assign = calloc((size_t)argc, sizeof *a.assign);
     if (!a.assign) {
         mp_log(MP_LOG_ERROR, NULL, "out of memory");

@@ -269,7 +269,7 @@ int main(int argc, char **argv)
     struct mp_error err = {0};
     int status = -1;
 
-    mp_wait_passively(argv);
+    mp_wait_briefly(argv);
     a.assign = calloc((size_t)argc, sizeof *a.assign);
     a.worker = calloc(2 * (size_t)argc + 3, sizeof *a.worker);
     if (!a.assign || !a.worker) {
