@@ -42,8 +42,8 @@ struct mp_opened {
  * for each other in a loop, for some ms, and so keep the processor from those
  * they wait for where others want it, too: two programs at once took many times
  * as long as one. To sleep at once costs 60 us at every step. So they turn some
- * 10 us, which most waiting is over in, and sleep then. OpenMP reads how to
- * wait when it is loaded: this runs the program anew with
+ * tens of us, which most waiting is over in, and sleep then. OpenMP reads how
+ * to wait when it is loaded: this runs the program anew with
  * OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=1000, unless one of them is set;
  * where that cannot be done it goes on as it is. */
 void mp_wait_briefly(char **argv);

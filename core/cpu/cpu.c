@@ -607,7 +607,7 @@ static const char *cpu_kernel_name(const struct mp_plan *plan, size_t step)
     return plan->cpu[step].name;
 }
 
-/* With AMX it has not been measured yet. */
+/* In bf16 with AMX it has not been measured yet. */
 static int cpu_commutes(const struct mp_enlarged *e, enum mp_dtype t)
 {
     (void)e;

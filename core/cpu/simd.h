@@ -229,10 +229,9 @@ K_INLINE float k_gelu(float x)
     return (x < 0 ? 0 : x) - p * k_float((k + 127) << 23);
 }
 
-/* ---- the same for what is rounded to bf16 after it: to 1e-4, in half the
- * time ---- */
+/* ---- the same for what is rounded to bf16 after it: to 1e-4 ---- */
 
-/* 2^x; for |x| <= 126. */
+/* 2^x; for |x| <= 126. The polynomial is that of attention_wide.c. */
 K_INLINE float k_exp2_bf16(float x)
 {
     const float round = 0x1.8p23f; /* as above */
