@@ -126,12 +126,17 @@ struct k_layout {
 };
 
 /* From f32 in a plain layout to blocks of type t; what the last blocks have
- * more than the weights becomes 0. bf16 as k_copy has it. 3x3 weights in a
- * layout of 4x4 become the points of Winograd's F(2x2, 3x3). */
+ * more than the weights becomes 0. bf16 as k_copy has it, but that where
+ * there are instructions for that, the smallest numbers may become 0. 3x3
+ * weights in a bf16 layout of 4x4 become the points of Winograd's F(2x2, 3x3):
+ * it needs k_has_bf16(). */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
                   const struct k_layout *from);
 void k_reorder(struct k_out to, const struct k_layout *layout,
                const float *from, const struct k_layout *plain);
+/* The same for one block of K, on this thread alone. */
+void k_reorder_block(struct k_out to, const struct k_layout *layout,
+                     const float *from, const struct k_layout *plain);
 
 /* ---- norms, then act ---- */
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * reorder.c - weights into blocks of channels of the result: at every start all
- * of a checkpoint goes through here.
+ * reorder.c - weights into blocks of channels of the result: all of a
+ * checkpoint goes through here, for a first picture at every step.
  *
  * Rows of the plain weights, K of them, are C x taps long, and often a multiple
  * of 4096 bytes apart, where few fit into the first cache. So each is read
@@ -11,8 +11,10 @@
 
 #define UNROLL    _Pragma("GCC unroll 16")
 #define MOST_ROWS 64
-#define PIECE     (2 * K_MOST_TAPS)
+#define PIECE     (16 * 9)
 #define POINTS    16 /* of Winograd's, in place of 9 taps */
+
+typedef uint32_t vec16_bits __attribute__((vector_size(64)));
 
 /* Blocks of K for f32, of K with pairs of channels innermost for bf16. */
 int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
@@ -110,12 +112,43 @@ K_MULTI(zip, (uint32_t * to, const float *a, const float *b, int64_t n),
         to[i] = k_to_bf16(a[i]) | (uint32_t)k_to_bf16(b[i]) << 16;
 }
 
+#if defined(__x86_64__)
+/* The same of 32 channels with one tap. */
+K_TARGET_BF16 static void turn_pairs(uint16_t *to, int64_t step,
+                                     const float *from, int64_t row)
+{
+    __m512 r[16];
+
+    UNROLL
+    for (int k = 0; k < 16; k++)
+        r[k] = (__m512)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + k * row + 16),
+                                           _mm512_loadu_ps(from + k * row));
+    k_transpose(r);
+    UNROLL
+    for (int i = 0; i < 16; i++)
+        _mm512_storeu_ps(to + i * step, r[i]);
+}
+
+/* All rows of a block, n channels. */
+static void turn_all(struct k_out to, const struct k_layout *l,
+                     const float *from, int64_t row, int64_t k, int64_t c,
+                     int64_t n)
+{
+    int64_t rows = l->block[0];
+    int64_t at = k / rows * l->stride[0] + c / 2 * l->stride[1];
+
+    for (int64_t i = 0; i < n; i += 32)
+        for (int64_t j = 0; j < rows; j += 16)
+            turn_pairs(k_out_at(to, at + i / 2 * l->stride[1] + 2 * j),
+                       l->stride[1], from + j * row + i, row);
+}
+
 /* ---- Winograd's points: G g G^T of 3x3 taps g ---- */
 
-/* Three taps become four, for a vector of channels of the result. */
-K_INLINE void widen(k_double8 *to, const k_double8 *g, int step)
+/* Three taps become four. */
+K_TARGET_BF16 K_INLINE void widen(k_vec16 *to, const k_vec16 *g, int step)
 {
-    k_double8 even = (g[0] + g[2 * step]) / 2, odd = g[step] / 2;
+    k_vec16 even = .5f * (g[0] + g[2 * step]), odd = .5f * g[step];
 
     to[0] = g[0];
     to[step] = even + odd;
@@ -123,13 +156,11 @@ K_INLINE void widen(k_double8 *to, const k_double8 *g, int step)
     to[3 * step] = g[2 * step];
 }
 
-typedef uint32_t vec8_bits __attribute__((vector_size(32)));
-
 /* To bf16, as k_to_bf16 does; e: the error of it. */
-K_INLINE void narrow(k_vec8 *e, k_vec8 *d)
+K_TARGET_BF16 K_INLINE void narrow(k_vec16 *e, k_vec16 *d)
 {
-    k_vec8 before = *d;
-    vec8_bits u;
+    k_vec16 before = *d;
+    vec16_bits u;
 
     memcpy(&u, d, sizeof u);
     u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
@@ -144,16 +175,16 @@ K_INLINE void narrow(k_vec8 *e, k_vec8 *d)
  *     e0^2 + 2 (e1 - e2)^2 + (e1 + e2 - e0)^2 + (e1 + e2 - e3)^2 + e3^2
  *
  * where e are those of the points. Likewise of four rows. */
-K_INLINE void round_row(k_vec8 *e, k_vec8 *d)
+K_TARGET_BF16 K_INLINE void round_row(k_vec16 *e, k_vec16 *d)
 {
-    k_vec8 third, half;
+    k_vec16 third, half;
 
     narrow(&e[1], &d[1]);
-    third = e[1] / 3;
+    third = e[1] * (1 / 3.f);
     d[2] += third;
     narrow(&e[2], &d[2]);
     e[2] += third;
-    half = (e[1] + e[2]) / 2;
+    half = .5f * (e[1] + e[2]);
     d[0] += half;
     d[3] += half;
     narrow(&e[0], &d[0]);
@@ -162,18 +193,18 @@ K_INLINE void round_row(k_vec8 *e, k_vec8 *d)
     e[3] += half;
 }
 
-K_INLINE void round_points(k_vec8 *d)
+K_TARGET_BF16 K_INLINE void round_points(k_vec16 *d)
 {
-    k_vec8 e[POINTS];
+    k_vec16 e[POINTS];
 
     round_row(e + 4, d + 4);
     UNROLL
     for (int i = 0; i < 4; i++)
-        d[8 + i] += e[4 + i] / 3;
+        d[8 + i] += e[4 + i] * (1 / 3.f);
     round_row(e + 8, d + 8);
     UNROLL
     for (int i = 0; i < 4; i++) {
-        k_vec8 half = (e[4 + i] + e[8 + i] + e[4 + i] / 3) / 2;
+        k_vec16 half = .5f * (e[4 + i] + e[8 + i] + e[4 + i] * (1 / 3.f));
 
         d[i] += half;
         d[12 + i] += half;
@@ -182,35 +213,43 @@ K_INLINE void round_points(k_vec8 *d)
     round_row(e + 12, d + 12);
 }
 
-/* A channel, for `rows` channels of the result, a multiple of 8; in double. */
-K_MULTI(to_points, (float *to, const float *x, int64_t rows, enum mp_dtype t),
-        (to, x, rows, t))
+/* Of a channel, for 16 channels of the result: bf16, as f32. */
+K_TARGET_BF16 K_INLINE void to_points(k_vec16 *d, const float *x, int64_t rows)
 {
-    for (int64_t k = 0; k < rows; k += 8) {
-        k_double8 g[9], columns[12], all[POINTS];
-        k_vec8 v, d[POINTS];
+    k_vec16 g[9], columns[12];
 
+    UNROLL
+    for (int i = 0; i < 9; i++)
+        memcpy(&g[i], x + i * rows, sizeof g[i]);
+    UNROLL
+    for (int i = 0; i < 3; i++)
+        widen(columns + i, g + i, 3);
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        widen(d + 4 * i, columns + 3 * i, 1);
+    round_points(d);
+}
+
+/* Two channels: points in rows, and points of a row, so many numbers apart. */
+K_TARGET_BF16 static void zip_points(uint16_t *to, int64_t down, int64_t across,
+                                     const float *x, int64_t rows)
+{
+    for (int64_t k = 0; k < rows; k += 16) {
+        k_vec16 a[POINTS], b[POINTS];
+        vec16_bits u, v;
+
+        to_points(a, x + k, rows);
+        to_points(b, x + 9 * rows + k, rows);
         UNROLL
-        for (int i = 0; i < 9; i++) {
-            memcpy(&v, x + i * rows + k, sizeof v);
-            g[i] = __builtin_convertvector(v, k_double8);
+        for (int i = 0; i < POINTS; i++) {
+            memcpy(&u, &a[i], sizeof u);
+            memcpy(&v, &b[i], sizeof v);
+            u = u >> 16 | v;
+            memcpy(to + i / 4 * down + i % 4 * across + 2 * k, &u, sizeof u);
         }
-        UNROLL
-        for (int i = 0; i < 3; i++)
-            widen(columns + i, g + i, 3);
-        UNROLL
-        for (int i = 0; i < 4; i++)
-            widen(all + 4 * i, columns + 3 * i, 1);
-        UNROLL
-        for (int i = 0; i < POINTS; i++)
-            d[i] = __builtin_convertvector(all[i], k_vec8);
-        if (t == MP_BF16)
-            round_points(d);
-        UNROLL
-        for (int i = 0; i < POINTS; i++)
-            memcpy(to + i * rows + k, &d[i], sizeof d[i]);
     }
 }
+#endif
 
 /* ---- all of it ---- */
 
@@ -235,42 +274,73 @@ static void store(struct k_out to, const struct part *p, int64_t at,
 static void store_all(struct k_out to, const struct part *p, int64_t at,
                       int64_t c, int64_t n)
 {
-    int wider = p->l->dim[2] * p->l->dim[3] > p->taps;
-    int64_t points = POINTS * p->rows;
-    float wide[2 * POINTS * MOST_ROWS];
+    const int64_t *stride = p->l->stride;
 
     for (int64_t i = 0; i < n; i += p->group) {
         const float *x = p->x + i * p->taps * p->rows;
+        int64_t y = at + (c + i) / p->group * stride[1];
 
-        for (int64_t j = 0; wider && j < p->group; j++)
-            to_points(wide + j * points, x + j * p->taps * p->rows, p->rows,
-                      to.t);
-        store(to, p, at + (c + i) / p->group * p->l->stride[1],
-              wider ? wide : x);
+#if defined(__x86_64__)
+        if (p->l->dim[2] * p->l->dim[3] > p->taps) {
+            zip_points(k_out_at(to, y), stride[2], stride[3], x, p->rows);
+            continue;
+        }
+#endif
+        store(to, p, y, x);
     }
+}
+
+/* Channels of a task. */
+static int64_t piece_of(const struct k_layout *plain, int64_t group)
+{
+    int64_t n = PIECE / (plain->dim[2] * plain->dim[3]);
+
+    return n - n % (n >= 32 ? 32 : group);
+}
+
+/* n channels from c on of a block of rows from k on. */
+static void reorder_part(struct k_out to, const struct k_layout *l,
+                         const float *from, const struct k_layout *plain,
+                         int64_t k, int64_t c, int64_t n)
+{
+    int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
+    int64_t group = l->blocks == 2 ? 2 : 1;
+    int64_t all = k_ceil_div(n, group) * group;
+    const float *x = from + k * plain->stride[0] + c * taps;
+    struct part p; /* large: not to be cleared */
+
+#if defined(__x86_64__)
+    if (to.t == MP_BF16 && taps == 1 && n % 32 == 0 && rows % 16 == 0 &&
+        k + rows <= l->dim[0] && k_has_bf16()) {
+        turn_all(to, l, x, plain->stride[0], k, c, n);
+        return;
+    }
+#endif
+    p.l = l;
+    p.rows = rows;
+    p.group = group;
+    p.taps = taps;
+    transpose(&p, x, plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
+              all * taps);
+    store_all(to, &p, k / rows * l->stride[0], c, all);
 }
 
 void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
                const struct k_layout *plain)
 {
-    int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
-    int64_t group = l->blocks == 2 ? 2 : 1;
-    int64_t each = PIECE / taps / group * group;
+    int64_t each = piece_of(plain, l->blocks);
 
 #pragma omp parallel for schedule(dynamic, 16) collapse(2)
-    for (int64_t k = 0; k < l->dim[0]; k += rows)
-        for (int64_t c = 0; c < l->dim[1]; c += each) {
-            int64_t n = k_min(each, l->dim[1] - c);
-            int64_t all = k_ceil_div(n, group) * group;
-            struct part p; /* large: not to be cleared */
+    for (int64_t k = 0; k < l->dim[0]; k += l->block[0])
+        for (int64_t c = 0; c < l->dim[1]; c += each)
+            reorder_part(to, l, from, plain, k, c, k_min(each, l->dim[1] - c));
+}
 
-            p.l = l;
-            p.rows = rows;
-            p.group = group;
-            p.taps = taps;
-            transpose(&p, from + k * plain->stride[0] + c * taps,
-                      plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
-                      all * taps);
-            store_all(to, &p, k / rows * l->stride[0], c, all);
-        }
+void k_reorder_block(struct k_out to, const struct k_layout *l,
+                     const float *from, const struct k_layout *plain)
+{
+    int64_t each = piece_of(plain, l->blocks);
+
+    for (int64_t c = 0; c < l->dim[1]; c += each)
+        reorder_part(to, l, from, plain, 0, c, k_min(each, l->dim[1] - c));
 }
