@@ -20,8 +20,8 @@
  * Points of weights take four times the memory of weights. In f32 they are made
  * of a few channels at a time, for two rows of points, next to the products
  * that want them: that costs some per cent of a large map's time, and makes
- * small maps faster, where reading weights takes long.
- * Plain weights are transposed there, too.
+ * small maps faster, where reading weights takes long. In bf16 they are made
+ * before, or, of plain weights, there, too; plain ones in f32 are transposed.
  *
  * Sums are taken over a chunk of units at a time, and then of these sums: one
  * chain of additions over all of them would cost digits, the more so as the way
@@ -35,7 +35,8 @@
 #include "cpu/simd.h"
 
 #define ACROSS      6   /* points of a row, at most */
-#define PAIR        12  /* of two rows: weights made at a time */
+#define PAIR        12  /* of two rows: weights made at a time, in f32 */
+#define MADE        16  /* in bf16: all of them */
 #define MOST_POINTS 36  /* of all rows */
 #define TAPS        9   /* that become points */
 #define WIDE        32  /* channels of a result at a time */
@@ -133,8 +134,9 @@ struct block {
     int64_t points, depth, chunk;
     float *u; /* in the order of use: points, depth / chunk, tiles, chunk; if
                  weights are made here, depth / chunk first; units */
-    float *v; /* PAIR points, CHUNK, WIDE: of weights, if they are made here */
-    float *t; /* CHUNK, taps, WIDE: those weights, if they are plain */
+    float *v; /* PAIR or MADE points, chunk, WIDE: of weights, if they are made
+                 here */
+    float *t; /* CHUNK, taps, WIDE: those weights, if they are plain; in f32 */
     float *m; /* wides_of(way, depth), points, tiles, WIDE */
     int64_t u_point, u_chunk, m_point;
 };
@@ -153,7 +155,10 @@ static int64_t m_point(int64_t tiles)
     return tiles * WIDE + 16;
 }
 
-static const int64_t v_point = CHUNK * WIDE + 16;
+static int64_t v_point(enum k_way way)
+{
+    return chunk_of(way) * WIDE + 16;
+}
 
 static struct place place_of(const struct k_conv *a, int64_t i)
 {
@@ -736,15 +741,35 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
     }
 }
 
-/* n units of plain weights, `row` apart for each of the first `rows` of WIDE
- * channels of the result. */
-static struct taps turned(const struct block *b, const float *w, int64_t row,
-                          int64_t rows, int64_t n)
+/* n channels of plain weights, for WIDE of the result or less, and where those
+ * of the next one lie. */
+struct plain {
+    const float *p;
+    int64_t rows, row, n;
+};
+
+/* As taps of their own. */
+static struct taps turned(const struct block *b, struct plain w)
 {
-    if (rows < WIDE)
-        memset(b->t, 0, (size_t)(n * TAPS * WIDE) * sizeof *b->t);
-    k_turn(b->t, WIDE, w, row, rows, n * TAPS);
+    if (w.rows < WIDE)
+        memset(b->t, 0, (size_t)(w.n * TAPS * WIDE) * sizeof *b->t);
+    k_turn(b->t, WIDE, w.p, w.row, w.rows, w.n * TAPS);
     return (struct taps){b->t, WIDE, TAPS * WIDE};
+}
+
+/* As points of bf16, all of them. */
+static void make_points(const struct block *b, struct plain w)
+{
+    int64_t point = 2 * v_point(b->a->way);
+    const struct k_layout taps = {.dim = {w.rows, w.n, 3, 3},
+                                  .stride = {w.row, TAPS, 3, 1}};
+    const struct k_layout points = {.dim = {w.rows, w.n, 4, 4},
+                                    .stride = {0, 2 * WIDE, 4 * point, point},
+                                    .blocks = 2,
+                                    .axis = {0, 1},
+                                    .block = {WIDE, 2}};
+
+    k_reorder_block((struct k_out){b->v, MP_BF16}, &points, w.p, &taps);
 }
 
 /* All points, of WIDE channels from the k-th on, whose weights become points on
@@ -755,30 +780,36 @@ static struct taps turned(const struct block *b, const float *w, int64_t row,
 static void at_points(const struct block *b, const struct engine *e,
                       const float *w, int64_t k)
 {
-    int64_t tap = b->depth * WIDE, row = b->depth * TAPS;
-    int64_t rows = k_min(WIDE, b->a->k - k);
+    enum k_way way = b->a->way;
+    int64_t unit = unit_of(way), row = b->a->c * TAPS;
+    int64_t rows = k_min(WIDE, b->a->k - k), tap = b->depth * WIDE;
+    int64_t made = way == K_WINOGRAD ? PAIR : MADE;
     const float *u = b->u;
 
     w += k * row;
     for (int64_t d = 0, n; d < b->depth; d += n) {
+        struct plain plain = {w, rows, row, 0};
         struct taps now = {w, tap, WIDE};
 
-        n = k_min(CHUNK, b->depth - d);
-        if (b->a->plain)
-            now = turned(b, w, row, rows, n);
-        w += n * (b->a->plain ? TAPS : WIDE);
+        n = k_min(b->chunk, b->depth - d);
+        plain.n = k_min(n * unit, b->a->c - d * unit);
+        if (way == K_WINOGRAD_BF16)
+            make_points(b, plain);
+        else if (b->a->plain)
+            now = turned(b, plain);
+        w += b->a->plain ? plain.n * TAPS : n * WIDE;
         for (int64_t p = 0; p < b->points; p++) {
             const float *next = w + p / 4 * tap + p % 4 * n * (WIDE / 4);
             int64_t much = n * (WIDE / 4);
 
             if (b->a->plain) {
                 next = w + k_min(p, rows - 1) * row;
-                much = n * TAPS;
+                much = plain.n * TAPS;
             }
-            if (p % PAIR == 0)
-                e->tiles.weights(b->v, v_point, now, n, p / PAIR);
+            if (way == K_WINOGRAD && p % PAIR == 0)
+                e->tiles.weights(b->v, v_point(way), now, n, p / PAIR);
             add_chunk(b, e, b->m + p * b->m_point, u + p * b->u_point,
-                      b->v + p % PAIR * v_point, n, d > 0, next, much);
+                      b->v + p % made * v_point(way), n, d > 0, next, much);
         }
         u += b->u_chunk;
     }
@@ -820,7 +851,9 @@ static struct shares shares_of(const struct k_conv *a, int threads)
     s.u = points * s.u_point;
     s.u *= a->way == K_WINOGRAD ? k_ceil_div(depth, CHUNK) : 1;
     s.m_point = m_point(s.block);
-    s.v = a->way == K_WINOGRAD ? PAIR * v_point : 0;
+    s.v = a->way == K_DIRECT     ? 0
+          : a->way == K_WINOGRAD ? PAIR * v_point(a->way)
+                                 : MADE * v_point(a->way);
     s.t = a->way == K_WINOGRAD ? CHUNK * TAPS * WIDE : 0;
     each = k_min(wides_of(a->way, depth), each);
     s.scratch = s.u + s.v + s.t + points * each * s.m_point;
@@ -839,6 +872,12 @@ size_t k_conv_scratch(const struct k_conv *a, int threads)
     return (size_t)most * sizeof(float);
 }
 
+int k_conv_plain(const struct k_conv *a)
+{
+    return a->way == K_WINOGRAD ||
+           (a->way == K_WINOGRAD_BF16 && shares_of(a, 1).blocks == 1);
+}
+
 static void run(const struct block *b, const struct engine *e,
                 const struct result *s, struct k_in x, const float *w,
                 int64_t k, int64_t end)
@@ -851,7 +890,8 @@ static void run(const struct block *b, const struct engine *e,
         copy_taps(b, x);
     for (int64_t wides; k < end; k += wides * WIDE) {
         wides = k_min(wides_of(a->way, b->depth), k_ceil_div(end - k, WIDE));
-        if (e->tiles.weights)
+        wides = a->plain ? 1 : wides;
+        if (e->tiles.weights || a->plain)
             at_points(b, e, w, k);
         else
             for (int64_t p = 0; p < b->points; p++)

@@ -55,7 +55,7 @@ struct cpu_way {
     size_t (*scratch)(const struct mp_plan *plan, size_t i); /* for it */
     /* Or a kernel of ours in the primitive's place, with scratch for that. */
     const char *name;
-    void (*run)(const struct mp_plan *plan, size_t i);
+    int (*run)(const struct mp_plan *plan, size_t i, struct mp_error *err);
 };
 
 static int is_twos(const struct shape *q)
@@ -270,8 +270,8 @@ static int is_tiled(const struct shape *q)
 
 /* In bf16 oneDNN's take, measured likewise, 1.6 to 2.2 times as long as
  * Winograd's way with 128 channels and more, 1.7 with 1280 in 8 x 8; 1.2 with
- * 64, as long or less with 32 and in 4 x 4. A full-size network takes 3.2 GB of
- * memory in place of 2.3. With AMX oneDNN's are the faster ones. */
+ * 64, as long or less with 32 and in 4 x 4. Packed weights of a full-size
+ * network take 0.9 GB more. With AMX oneDNN's are the faster ones. */
 #define TILES_BF16   16
 #define WEIGHTS_BF16 (64 * 64) /* for each tap */
 
@@ -304,7 +304,6 @@ static struct k_conv conv_of(const struct mp_plan *plan, size_t i)
         .top = p->top,
         .left = p->left,
         .way = plan->cpu[i].way->how,
-        .plain = plan->cpu[i].constant[1]->held != NULL,
         .act = s->attr.act,
     };
 }
@@ -316,15 +315,31 @@ static size_t blocks_scratch(const struct mp_plan *plan, size_t i)
     return k_conv_scratch(&a, plan->device->threads);
 }
 
-static void run_blocks(const struct mp_plan *plan, size_t i)
+/* For weights that are not packed before the step runs. */
+static void *weights_room(const struct mp_plan *plan, size_t i)
+{
+    return (char *)plan->scratch + plan->cpu[i].weights_at;
+}
+
+static int run_blocks(const struct mp_plan *plan, size_t i,
+                      struct mp_error *err)
 {
     const struct mp_step *s = &plan->step[i];
     const struct mp_value *y = &plan->value[s->out];
+    const struct packed *w = plan->cpu[i].constant[1];
     struct k_conv a = conv_of(plan, i);
+    const void *weights = w->data;
+    int rc = 0;
 
-    k_conv(&a, (struct k_out){plan->at[s->out], y->dtype}, operand(plan, i, 0),
-           input(plan, i, 1), has(s, 2) ? input(plan, i, 2) : NULL,
-           has(s, 3) ? operand(plan, i, 3) : (struct k_in){0}, plan->scratch);
+    a.plain = w->late && k_conv_plain(&a);
+    if (!a.plain)
+        rc = cpu_data(&weights, plan, w, weights_room(plan, i), err);
+    if (!rc)
+        k_conv(
+            &a, (struct k_out){plan->at[s->out], y->dtype}, operand(plan, i, 0),
+            weights, has(s, 2) ? input(plan, i, 2) : NULL,
+            has(s, 3) ? operand(plan, i, 3) : (struct k_in){0}, plan->scratch);
+    return rc;
 }
 
 static int is_any(const struct shape *q)
@@ -358,7 +373,7 @@ static const struct cpu_way ways[] = {
      .scratch = sum_scratch},
     {.fits = is_tiled,
      .rewrite = as_given,
-     .weights = BLOCKS_LATER,
+     .weights = BLOCK_WEIGHTS,
      .how = K_WINOGRAD,
      .name = "winograd",
      .scratch = blocks_scratch,
@@ -556,6 +571,12 @@ static dnnl_status_t memory(dnnl_memory_t *m, dn_desc d,
     return dnnl_memory_create(m, d, plan->device->engine, (void *)at);
 }
 
+static void weights_scratch(struct cpu_step *c, size_t bytes)
+{
+    c->weights_at = c->scratch = (c->scratch + 63) / 64 * 64;
+    c->scratch += (bytes + 63) / 64 * 64;
+}
+
 /* Weights that are no constants: reordered into scratch memory at every run. */
 static int variable_weights(struct cpu_step *c, struct mp_plan *plan,
                             dn_desc plain, dn_desc want, struct mp_error *err)
@@ -569,8 +590,7 @@ static int variable_weights(struct cpu_step *c, struct mp_plan *plan,
         st = dnnl_primitive_create(&c->unpack, pd);
     if (st == dnnl_success)
         st = memory(&c->plain, plain, plan, NULL);
-    c->weights_at = c->scratch;
-    c->scratch += (dnnl_memory_desc_get_size(want) + 63) / 64 * 64;
+    weights_scratch(c, dnnl_memory_desc_get_size(want));
     if (pd)
         dnnl_primitive_desc_destroy(pd);
     return cpu_status(st, "weights", err);
@@ -591,6 +611,8 @@ static int take_weights(struct cpu_step *c, struct mp_plan *plan,
     else if (!rc)
         rc = variable_weights(c, plan, dn_borrow(&plain), want, err);
     dn_desc_free(&plain);
+    if (!rc && c->constant[1])
+        weights_scratch(c, c->constant[1]->late);
     if (!rc)
         rc = cpu_status(memory(&c->weights, want, plan,
                                c->constant[1] ? c->constant[1]->data : NULL),
@@ -725,6 +747,7 @@ static int take_kernel(struct cpu_step *c, struct mp_plan *plan,
                        struct mp_error *err)
 {
     const struct mp_step *s = &p->step[i];
+    struct k_conv a = conv_of(plan, i);
     int rc;
 
     c->name = c->way->name;
@@ -732,6 +755,8 @@ static int take_kernel(struct cpu_step *c, struct mp_plan *plan,
                   NULL, err);
     if (!rc)
         c->scratch = c->way->scratch(plan, i);
+    if (!rc && !k_conv_plain(&a))
+        weights_scratch(c, c->constant[1]->late);
     if (!rc && has(s, 2))
         rc = cpu_pack(&c->constant[2], plan, p, s->in[2], c->way->bias, NULL,
                       NULL, err);
@@ -822,8 +847,7 @@ static dnnl_status_t unpack(const struct mp_plan *plan, size_t i)
                                     {DNNL_ARG_TO, c->weights}};
 
     dnnl_memory_set_data_handle(c->plain, (void *)input(plan, i, 1));
-    dnnl_memory_set_data_handle(c->weights,
-                                (char *)plan->scratch + c->weights_at);
+    dnnl_memory_set_data_handle(c->weights, weights_room(plan, i));
     return execute(plan, c->unpack, 2, arg);
 }
 
@@ -856,15 +880,22 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err)
                               {DNNL_ARG_SCRATCHPAD, c->pad},
                               {DNNL_ARG_BIAS, c->bias}};
     dnnl_status_t st = dnnl_success;
+    const void *weights = NULL;
+    int rc = 0;
 
-    if (c->way->run) {
-        c->way->run(plan, i);
-        return 0;
-    }
+    if (c->way->run)
+        return c->way->run(plan, i, err);
+    if (c->constant[1])
+        rc = cpu_data(&weights, plan, c->constant[1], weights_room(plan, i),
+                      err);
+    if (rc)
+        return rc;
     dnnl_memory_set_data_handle(c->src, source(plan, i));
     dnnl_memory_set_data_handle(c->pad, scratch);
     dnnl_memory_set_data_handle(c->dst, result);
-    if (c->unpack)
+    if (weights)
+        dnnl_memory_set_data_handle(c->weights, (void *)weights);
+    else
         st = unpack(plan, i);
     if (c->bias && !c->constant[2])
         dnnl_memory_set_data_handle(c->bias, (void *)input(plan, i, 2));

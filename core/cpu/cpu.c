@@ -142,16 +142,44 @@ static int cpu_memory(struct mp_device *d, struct mp_device_memory *out,
     out->total =
         (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     out->free = free_memory();
+    out->free -= d->late < out->free ? d->late : out->free;
     out->ours = d->allocated + d->store.bytes;
     return 0;
+}
+
+/* While a plan is compiled, a block that is freed is kept for the next that
+ * fits: most of the time of a short use of a large one is the system's, which
+ * clears it. */
+static void *take(struct mp_device *d, size_t bytes)
+{
+    void *p = d->spare;
+
+    if (p && malloc_usable_size(p) >= bytes) {
+        d->spare = NULL;
+        return p;
+    }
+    p = get_memory(bytes);
+    d->allocated += malloc_usable_size(p);
+    return p;
+}
+
+static void give_back(struct mp_device *d, void *p)
+{
+    void *less = p;
+
+    if (d->compiling && malloc_usable_size(p) > malloc_usable_size(d->spare)) {
+        less = d->spare;
+        d->spare = p;
+    }
+    d->allocated -= malloc_usable_size(less);
+    free(less);
 }
 
 static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                      struct mp_error *err)
 {
-    void *p = get_memory(bytes);
+    void *p = take(d, bytes);
 
-    d->allocated += malloc_usable_size(p);
     *out = (mp_addr)(uintptr_t)p;
     return p ? 0
              : mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for activations",
@@ -160,8 +188,7 @@ static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
 
 static void cpu_free(struct mp_device *d, mp_addr a)
 {
-    d->allocated -= malloc_usable_size((void *)(uintptr_t)a);
-    free((void *)(uintptr_t)a);
+    give_back(d, (void *)(uintptr_t)a);
 }
 
 static int cpu_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
@@ -213,12 +240,13 @@ static struct packed *look_up(struct mp_device *d, const struct mp_value *v,
 }
 
 /* A,B,T as T,B,A, or if `swapped` as T,A,B. */
-static float *turn(const float *w, const int64_t *dim, int swapped)
+static float *turn(struct mp_device *d, const float *w, const int64_t *dim,
+                   int swapped)
 {
     int64_t a = dim[0], b = dim[1], taps = dim[2] * dim[3];
     int64_t rows = swapped ? a : b, n = swapped ? b : a;
     int64_t row = swapped ? b * taps : taps, step = swapped ? taps : b * taps;
-    float *out = malloc((size_t)(a * b * taps) * sizeof *out);
+    float *out = take(d, (size_t)(a * b * taps) * sizeof *out);
 
     if (!out)
         return NULL;
@@ -230,9 +258,9 @@ static float *turn(const float *w, const int64_t *dim, int swapped)
     return out;
 }
 
-static float *repeat(const float *b, size_t n)
+static float *repeat(struct mp_device *d, const float *b, size_t n)
 {
-    float *out = malloc(4 * n * sizeof *out);
+    float *out = take(d, 4 * n * sizeof *out);
 
     for (size_t i = 0; out && i < 4 * n; i++)
         out[i] = b[i % n];
@@ -280,12 +308,21 @@ static int reorder(struct mp_device *d, void *to, dn_desc want,
     return cpu_status(st, "packing weights", err);
 }
 
+/* What is held is no more. */
+static void let_go(struct mp_device *d, struct packed *k)
+{
+    k->drop(k->held, k->data, k->bytes);
+    k->held = NULL;
+    d->late -= k->late;
+    k->late = 0;
+}
+
 static void packed_free(struct mp_device *d, struct packed *p)
 {
-    if (p->has_desc)
-        dn_desc_free(&p->desc);
+    dn_desc_free(&p->desc);
+    dn_desc_free(&p->plain);
     if (p->held)
-        p->drop(p->held, p->data, p->bytes);
+        let_go(d, p);
     else if (p->data)
         store_drop(&d->store, p->data, p->bytes);
     free(p);
@@ -315,46 +352,83 @@ static size_t bytes_of(const struct packed *k, const struct mp_value *v,
 }
 
 /* Rearranged first, for a layout that is still to come; NULL: out of memory. */
-static float *rearrange(const struct packed *k, const struct mp_value *v,
-                        const float *from)
+static float *rearrange(const struct packed *k, struct mp_device *d,
+                        const struct mp_value *v, const float *from)
 {
-    return k->form == SPREAD_BIAS ? repeat(from, v->count)
-                                  : turn(from, v->dim, k->form == TAP_WEIGHTS);
+    return k->form == SPREAD_BIAS
+               ? repeat(d, from, v->count)
+               : turn(d, from, v->dim, k->form == TAP_WEIGHTS);
+}
+
+/* TAP_WEIGHTS as they come, if a block of `want` is of one tap. */
+static int pack_taps(void *to, dn_desc want, const int64_t *dim,
+                     const float *from)
+{
+    int64_t taps = dim[2] * dim[3], tap;
+    const struct k_layout plain = {.dim = {dim[0], dim[1], dim[2], dim[3]},
+                                   .stride = {dim[1] * taps, taps, dim[3], 1}};
+    struct k_layout l;
+    enum mp_dtype type;
+
+    if (!dn_layout(&l, &type, want) || !l.blocks || l.axis[0] ||
+        dim[0] % l.block[0])
+        return 0;
+    tap = dim[0] / l.block[0] * l.stride[0];
+    memcpy(l.dim, plain.dim, sizeof l.dim);
+    l.stride[2] = dim[3] * tap;
+    l.stride[3] = tap;
+    if (!k_can_reorder(&l, type, &plain))
+        return 0;
+    k_reorder((struct k_out){to, type}, &l, from, &plain);
+    return 1;
+}
+
+/* Into `to`, of bytes_of(k, v, want). */
+static int pack_into(void *to, const struct packed *k, struct mp_device *d,
+                     const struct mp_value *v, const float *from, dn_desc want,
+                     dn_desc plain, struct mp_error *err)
+{
+    float *formed = NULL;
+    enum k_way way;
+    int64_t n;
+    int rc = 0;
+
+    if (k->form == TAP_WEIGHTS && pack_taps(to, want, v->dim, from))
+        return 0;
+    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
+        k->form == TAP_WEIGHTS) {
+        formed = rearrange(k, d, v, from);
+        if (!formed)
+            return mp_fail(err, MP_ENOMEM, "out of memory");
+        from = formed;
+    }
+    n = (int64_t)(bytes_of(k, v, want) / mp_dtype_size(k->type));
+    if (cpu_is_ours(k->form, &way))
+        k_conv_pack(to, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3], way);
+    else if (want)
+        rc = reorder(d, to, want, from, plain, err);
+    else
+        k_copy((struct k_out){to, k->type}, n, (struct k_in){from, MP_F32}, n,
+               1, n);
+    give_back(d, formed);
+    return rc;
 }
 
 static int pack_now(struct packed *k, struct mp_device *d,
                     const struct mp_value *v, const float *from, dn_desc want,
                     dn_desc plain, struct mp_error *err)
 {
-    float *formed = NULL;
-    enum k_way way;
     void *data;
-    int64_t n;
-    int rc = 0;
+    int rc;
 
-    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
-        k->form == TAP_WEIGHTS) {
-        formed = rearrange(k, v, from);
-        if (!formed)
-            return mp_fail(err, MP_ENOMEM, "out of memory");
-        from = formed;
-    }
     k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
     k->bytes = bytes_of(k, v, want);
     data = get_memory(k->bytes);
-    n = (int64_t)(k->bytes / mp_dtype_size(k->type));
-    if (!data)
+    if (data)
+        rc = pack_into(data, k, d, v, from, want, plain, err);
+    else
         rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
                      k->bytes >> 20);
-    else if (cpu_is_ours(k->form, &way))
-        k_conv_pack(data, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3],
-                    way);
-    else if (want)
-        rc = reorder(d, data, want, from, plain, err);
-    else
-        k_copy((struct k_out){data, k->type}, n, (struct k_in){from, MP_F32}, n,
-               1, n);
-    free(formed);
     if (!rc && !(k->data = store_keep(&d->store, data, k->bytes)))
         rc = mp_fail(err, MP_ENOMEM, "out of memory");
     else if (rc)
@@ -376,8 +450,14 @@ static int use(const struct packed **out, struct mp_plan *plan,
     return 0;
 }
 
+static dn_desc layout(const struct packed *k, const dn_own_desc *d)
+{
+    return k->has_desc ? dn_borrow(d) : NULL;
+}
+
 /* 1: it stays where it is; 0: it cannot. */
-static int hold(struct packed *k, const struct mp_program *p, uint32_t value)
+static int hold(struct packed *k, struct mp_device *d,
+                const struct mp_program *p, uint32_t value)
 {
     const float *data = p->hold(p, value, &k->held);
 
@@ -388,6 +468,9 @@ static int hold(struct packed *k, const struct mp_program *p, uint32_t value)
     k->value = p->value[value];
     k->bytes = k->value.count * sizeof *data;
     k->drop = p->drop;
+    if (k->has_desc || k->form != AS_GIVEN)
+        k->late = bytes_of(k, &k->value, layout(k, &k->desc));
+    d->late += k->late;
     return 1;
 }
 
@@ -395,16 +478,40 @@ static int hold(struct packed *k, const struct mp_program *p, uint32_t value)
 static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
 {
     struct packed now = {.form = k->form};
-    int rc = pack_now(&now, d, &k->value, k->data, NULL, NULL, err);
+    int rc = pack_now(&now, d, &k->value, k->data, layout(k, &k->desc),
+                      layout(k, &k->plain), err);
 
     if (rc)
         return rc;
-    k->drop(k->held, k->data, k->bytes);
-    k->held = NULL;
+    let_go(d, k);
     k->data = now.data;
     k->type = now.type;
     k->bytes = now.bytes;
     return 0;
+}
+
+int cpu_data(const void **out, const struct mp_plan *plan,
+             const struct packed *k, void *room, struct mp_error *err)
+{
+    *out = k->late ? room : k->data;
+    if (!k->late)
+        return 0;
+    return pack_into(room, k, plan->device, &k->value, k->data,
+                     layout(k, &k->desc), layout(k, &k->plain), err);
+}
+
+static int set_layout(struct packed *k, dn_desc want, dn_desc plain,
+                      struct mp_error *err)
+{
+    dnnl_status_t st = dnnl_success;
+
+    if (!want)
+        return 0;
+    st = dn_desc_copy(&k->desc, want);
+    if (st == dnnl_success)
+        st = dn_desc_copy(&k->plain, plain);
+    k->has_desc = 1;
+    return cpu_status(st, "weights", err);
 }
 
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
@@ -413,13 +520,13 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
 {
     const struct mp_value *v = &p->value[value];
     struct mp_device *d = plan->device;
-    int stays = p->once ? form == AS_GIVEN && !want : form == BLOCKS_LATER;
-    struct packed *k;
+    enum k_way way;
+    int stays = plan->holds && (want || cpu_is_ours(form, &way) ||
+                                (form == AS_GIVEN && p->once));
+    struct packed *k = look_up(d, v, form, want);
     const float *data;
     int rc = 0;
 
-    form = form == BLOCKS_LATER ? BLOCK_WEIGHTS : form;
-    k = look_up(d, v, form, want);
     if (k && k->held && !stays)
         rc = settle(d, k, err);
     if (k)
@@ -429,15 +536,12 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
         return mp_fail(err, MP_ENOMEM, "out of memory");
     memcpy(k->key, v->key, sizeof k->key);
     k->form = form;
-    if (!stays || !hold(k, p, value))
+    rc = set_layout(k, want, plain, err);
+    if (!rc && (!stays || !hold(k, d, p, value)))
         rc = p->constant(p, value, &data, err);
     if (!rc && !k->held) {
         rc = pack_now(k, d, v, data, want, plain, err);
         p->release(p, value);
-    }
-    if (!rc && want) {
-        rc = cpu_status(dn_desc_copy(&k->desc, want), "weights", err);
-        k->has_desc = !rc;
     }
     if (!rc)
         rc = use(out, plan, k, err);
@@ -450,11 +554,12 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
     return 0;
 }
 
-/* Before a run: of a second one that would use what is held, no more is.
- * Packing takes longer than what it saves in one run, as most of the time goes
- * into memory that the process did not have before: so a first picture's result
- * comes sooner, and that of a second one later. Nor is it longer than one run
- * that a file must not change. */
+/* Before a run: of a second one that would use what is held, no more is. Until
+ * then its weights are packed for each step, into scratch. Packing all takes
+ * longer than what that saves in one run, as most of the time goes into memory
+ * that the process did not have before: so a first picture's result comes
+ * sooner, and that of a second one later. Nor is it longer than one run that a
+ * file must not change. */
 static void settle_all(struct mp_plan *plan)
 {
     struct mp_device *d = plan->device;
@@ -463,7 +568,7 @@ static void settle_all(struct mp_plan *plan)
     for (size_t i = 0; i < plan->nuse; i++) {
         struct packed *k = plan->use[i];
 
-        if (k->held && k->form == BLOCK_WEIGHTS) {
+        if (k->late) {
             held = 1;
             if (d->used_held)
                 settle(d, k, NULL);
@@ -503,6 +608,18 @@ static void cpu_plan_free(struct mp_plan *plan)
     free(plan);
 }
 
+/* Whether weights are held at first: where they would not stay in the page
+ * cache, every step of a run would read them from the disk again. */
+static int has_room(const struct mp_program *p)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < p->nvalue; i++)
+        if (p->value[i].place == MP_CONSTANT)
+            bytes += p->value[i].count * sizeof(float);
+    return p->once || bytes + bytes / 2 < free_memory();
+}
+
 static int cpu_compile(struct mp_device *d, const struct mp_program *p,
                        struct mp_plan **out, struct mp_error *err)
 {
@@ -512,6 +629,8 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     if (!plan)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     plan->device = d;
+    plan->once = p->once;
+    plan->holds = has_room(p);
     plan->nvalue = p->nvalue;
     plan->nstep = p->nstep;
     plan->value = malloc((p->nvalue + 1) * sizeof *plan->value);
@@ -524,6 +643,7 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     }
     memcpy(plan->value, p->value, p->nvalue * sizeof *plan->value);
     memcpy(plan->step, p->step, p->nstep * sizeof *plan->step);
+    d->compiling++;
     omp_set_num_threads(d->threads);
     for (size_t i = 0; i < p->nstep && !rc; i++) {
         rc = p->step[i].op == MP_OP_CONV2D || p->step[i].op == MP_OP_DECONV2D
@@ -533,9 +653,12 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
             plan->scratch_bytes = plan->cpu[i].scratch;
     }
     omp_set_num_threads(before);
+    if (!--d->compiling) {
+        give_back(d, d->spare);
+        d->spare = NULL;
+    }
     if (!rc && plan->scratch_bytes) {
-        plan->scratch = get_memory(plan->scratch_bytes);
-        d->allocated += malloc_usable_size(plan->scratch);
+        plan->scratch = take(d, plan->scratch_bytes);
         if (!plan->scratch)
             rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB of scratch",
                          plan->scratch_bytes >> 20);
@@ -582,7 +705,8 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
 
     find_values(plan, arena, outside);
     omp_set_num_threads(plan->device->threads);
-    settle_all(plan);
+    if (!plan->once)
+        settle_all(plan);
     last = seconds ? now() : 0;
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         if (is_stopped(&plan->device->conf))

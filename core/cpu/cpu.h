@@ -17,7 +17,6 @@ enum form {
     SPREAD_BIAS,    /* K repeated four times */
     TAP_WEIGHTS,    /* K,C,R,S as R,S,K,C: a product for each tap */
     BLOCK_WEIGHTS,  /* K,C,R,S as k_conv_pack does */
-    BLOCKS_LATER,   /* the same, but held at first where that can be */
     WINOGRAD_BF16,  /* K,C,3,3 as k_conv_pack does */
     AS_BF16         /* plain, in that type */
 };
@@ -31,7 +30,8 @@ int cpu_is_ours(enum form form, enum k_way *way);
 struct packed {
     uint64_t key[2];
     enum form form;
-    dn_own_desc desc; /* of oneDNN's layout, if has_desc; else plain f32 */
+    /* oneDNN's layout and that of the checkpoint, if has_desc; else plain. */
+    dn_own_desc desc, plain;
     int has_desc;
     enum mp_dtype type; /* of plain ones */
     const void *data;   /* in the store, unless they are held */
@@ -40,6 +40,7 @@ struct packed {
     struct mp_mapping *held; /* else NULL */
     void (*drop)(struct mp_mapping *held, const void *data, size_t bytes);
     struct mp_value value;
+    size_t late; /* bytes, if it is to be packed later */
     struct packed *next;
 };
 
@@ -49,8 +50,11 @@ struct mp_device {
     int threads;
     struct mp_device_conf conf;
     size_t allocated;            /* bytes, but for constants */
+    int compiling;               /* so many plans, one for another */
+    void *spare;                 /* then: the largest block that was freed */
     struct packed *packed[1024]; /* by key */
     int used_held;               /* a plan has run with held weights */
+    size_t late;                 /* bytes that these will take */
     struct store store;
 };
 
@@ -68,7 +72,7 @@ struct cpu_step {
     int copy_residual;       /* to dst first: the sum is taken there */
     dnnl_primitive_t unpack; /* weights that are no constant */
     dnnl_memory_t plain;
-    size_t weights_at; /* in scratch: those weights */
+    size_t weights_at; /* in scratch: those weights, or late ones packed */
     int narrow;        /* f32 pixels into a bf16 network: copied first */
     size_t narrow_at;  /* in scratch: the copy */
     int add_after;     /* the residual and the activation come later */
@@ -78,6 +82,8 @@ struct cpu_step {
 
 struct mp_plan {
     struct mp_device *device;
+    int once;  /* runs once, for the constants of another */
+    int holds; /* weights where they lie */
     size_t nvalue, nstep;
     struct mp_value *value;
     struct mp_step *step;
@@ -105,6 +111,10 @@ void cpu_own_run(const struct mp_plan *plan, size_t i);
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
+
+/* What is in it, in its form: if it is late, packed into room of that size. */
+int cpu_data(const void **out, const struct mp_plan *plan,
+             const struct packed *k, void *room, struct mp_error *err);
 
 /* Status of a oneDNN call as an error of ours. */
 int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);

@@ -90,9 +90,9 @@ struct k_conv {
     int64_t yh, yw, k;
     int64_t r, s, stride, top, left;
     enum k_way way;
-    int plain; /* K_WINOGRAD: weights are K,C,3,3, as checkpoints have them,
-                  and are transposed next to the products: the same results,
-                  some per cent later, the more so the smaller the map */
+    int plain; /* Winograd's ways: weights are K,C,3,3, as checkpoints have
+                  them, and are rearranged next to the products, for every
+                  block of tiles: the same results, later */
     int act;   /* any of enum mp_act */
 };
 
@@ -105,6 +105,9 @@ int k_has_conv(void);
 size_t k_conv_weights(int64_t k, int64_t c, int64_t taps, enum k_way way);
 void k_conv_pack(void *to, const float *w, int64_t k, int64_t c, int64_t r,
                  int64_t s, enum k_way way);
+/* Whether k_conv takes less time with plain weights than k_conv_pack and
+ * k_conv together. */
+int k_conv_plain(const struct k_conv *a);
 /* Scratch does not depend on `plain`.
  * y = act(conv + bias + residual); bias K or NULL; residual as y or p NULL, in
  * place of it if the type is the same. All f32 unless the way is in bf16. */
