@@ -247,7 +247,8 @@ def spread(seconds):
 
 
 def compare(a, pictures):
-    count = 3 * a.batch  # of which mpipe tells the median
+    # of which mpipe tells the median: weights are packed by the third
+    count = 5 * a.batch
     if a.device == "cuda":
         count = 2 * a.batch + 96
     for i in range(count):
