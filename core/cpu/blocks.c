@@ -689,18 +689,27 @@ static void copy_windows(const struct block *b, const struct engine *e,
     }
 }
 
-/* One chunk of the depth, for all tiles and WIDE channels. Meanwhile `much` of
- * what comes next is fetched, evenly. */
+/* What comes next: `rows` times n numbers, `row` apart. */
+struct later {
+    const float *p;
+    int64_t n, rows, row;
+};
+
+/* One chunk of the depth, for all tiles and WIDE channels. Meanwhile what comes
+ * later is fetched, evenly. */
 static void add_chunk(const struct block *b, const struct engine *e, float *m,
                       const float *u, const float *w, int64_t n, int more,
-                      const float *next, int64_t much)
+                      struct later later)
 {
-    int64_t groups = k_ceil_div(b->tiles, e->rows);
-    struct ahead ahead = {next, k_min(k_ceil_div(much, groups * n), 16)};
+    int64_t groups = k_ceil_div(b->tiles, e->rows), i = 0;
+    int64_t each = k_ceil_div(groups, later.rows) * n;
+    struct ahead ahead = {later.p, k_min(k_ceil_div(later.n, each), 16)};
 
-    for (int64_t i = 0, g = 1; g <= groups; g++) {
-        int64_t end = b->tiles * g / groups;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t end = b->tiles * (g + 1) / groups;
 
+        if (g * later.rows % groups < later.rows)
+            ahead.p = later.p + g * later.rows / groups * later.row;
         e->products(m + i * WIDE, end - i, u + i * b->chunk, w, n, more, ahead);
         ahead.p += n * ahead.step;
         i = end;
@@ -731,10 +740,10 @@ static void at_point(const struct block *b, const struct engine *e, int64_t p,
 
         for (int64_t i = 0; i < wides; i++) {
             const float *now = w + i * step;
+            const float *next = i + 1 < wides ? now + step : w + n * WIDE;
 
             add_chunk(b, e, b->m + (i * b->points + p) * b->m_point, u, now, n,
-                      d > 0, i + 1 < wides ? now + step : w + n * WIDE,
-                      n * WIDE);
+                      d > 0, (struct later){next, n * WIDE, 1, 0});
         }
         u += b->u_chunk;
         w += n * WIDE;
@@ -772,11 +781,19 @@ static void make_points(const struct block *b, struct plain w)
     k_reorder_block((struct k_out){b->v, MP_BF16}, &points, w.p, &taps);
 }
 
+/* Plain weights that come next: their rows, shared out to the points. */
+static struct later rows_after(const struct block *b, struct plain w, int64_t p)
+{
+    int64_t first = w.rows * p / b->points, end = w.rows * (p + 1) / b->points;
+
+    return (struct later){w.p + first * w.row, w.n * TAPS,
+                          end > first ? end - first : 1, w.row};
+}
+
 /* All points, of WIDE channels from the k-th on, whose weights become points on
  * the way, a pair of rows at a time: those of all would fill the second cache.
  * Meanwhile the weights that come then are fetched: while four points are at
- * work, a tap of them, or if they are plain, at a point those for one channel
- * of the result. */
+ * work, a tap of them; plain ones, row by row. */
 static void at_points(const struct block *b, const struct engine *e,
                       const float *w, int64_t k)
 {
@@ -799,17 +816,15 @@ static void at_points(const struct block *b, const struct engine *e,
             now = turned(b, plain);
         w += b->a->plain ? plain.n * TAPS : n * WIDE;
         for (int64_t p = 0; p < b->points; p++) {
-            const float *next = w + p / 4 * tap + p % 4 * n * (WIDE / 4);
-            int64_t much = n * (WIDE / 4);
+            struct later later = {w + p / 4 * tap + p % 4 * n * (WIDE / 4),
+                                  n * (WIDE / 4), 1, 0};
 
-            if (b->a->plain) {
-                next = w + k_min(p, rows - 1) * row;
-                much = plain.n * TAPS;
-            }
+            if (b->a->plain)
+                later = rows_after(b, (struct plain){w, rows, row, plain.n}, p);
             if (way == K_WINOGRAD && p % PAIR == 0)
                 e->tiles.weights(b->v, v_point(way), now, n, p / PAIR);
             add_chunk(b, e, b->m + p * b->m_point, u + p * b->u_point,
-                      b->v + p % made * v_point(way), n, d > 0, next, much);
+                      b->v + p % made * v_point(way), n, d > 0, later);
         }
         u += b->u_chunk;
     }
