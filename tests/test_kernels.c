@@ -419,40 +419,83 @@ static void run_reorder(void *to, dn_desc want, const float *from,
     dnnl_engine_destroy(engine);
 }
 
+static struct data some_weights(int64_t n)
+{
+    struct data x = data(MP_F32, n, 1, 0);
+
+    for (int64_t i = 0; i < x.n; i += 7) /* ties, a carry, signs, infinity */
+        ((uint32_t *)x.p)[i] = (uint32_t[]){0x3f808000, 0x3f818000, 0x3fffffff,
+                                            0xbf818000, 0xff800000}[i % 5];
+    return x;
+}
+
+/* x in a layout as k_reorder makes it, and y, of that shape, as oneDNN does. */
+static void same_order(enum mp_dtype t, dn_desc want, const struct k_layout *to,
+                       const float *x, const struct k_layout *from,
+                       const float *y, dn_desc plain)
+{
+    size_t size = dnnl_memory_desc_get_size(want);
+    void *a = aligned_alloc(64, (size + 63) / 64 * 64), *b = malloc(size);
+
+    ck_assert(a && b);
+    ck_assert(k_can_reorder(to, t, from));
+    memset(b, 1, size);
+    run_reorder(a, want, y, plain);
+    omp_set_num_threads(3);
+    k_reorder((struct k_out){b, t}, to, x, from);
+    ck_assert_int_eq(memcmp(a, b, size), 0);
+    free(a);
+    free(b);
+}
+
 /* The same bytes as oneDNN's own. */
 START_TEST(test_reorder)
 {
     const int64_t *dim = weights[_i / N(layouts)];
     enum mp_dtype t = layouts[_i % N(layouts)].t, got, f32;
-    struct data x = data(MP_F32, count(4, dim), 1, 0);
+    struct data x = some_weights(count(4, dim));
     dn_own_desc want, plain;
     struct k_layout to, from;
-    void *a, *b;
-    size_t size;
 
-    for (int64_t i = 0; i < x.n; i += 7) /* ties, a carry, signs, infinity */
-        ((uint32_t *)x.p)[i] = (uint32_t[]){0x3f808000, 0x3f818000, 0x3fffffff,
-                                            0xbf818000, 0xff800000}[i % 5];
     ck_assert(!dn_desc_new(&want, 4, dim, t == MP_F32 ? dnnl_f32 : dnnl_bf16,
                            layouts[_i % N(layouts)].tag));
     ck_assert(!dn_desc_new(&plain, 4, dim, dnnl_f32, dnnl_oihw));
     ck_assert(dn_layout(&to, &got, dn_borrow(&want)) && got == t);
     ck_assert(dn_layout(&from, &f32, dn_borrow(&plain)) && f32 == MP_F32);
-    ck_assert(k_can_reorder(&to, t, &from));
-    size = dnnl_memory_desc_get_size(dn_borrow(&want));
-    a = aligned_alloc(64, (size + 63) / 64 * 64);
-    b = malloc(size);
-    ck_assert(a && b);
-    memset(b, 1, size);
-    run_reorder(a, dn_borrow(&want), x.p, dn_borrow(&plain));
-    omp_set_num_threads(3);
-    k_reorder((struct k_out){b, t}, &to, x.p, &from);
-    ck_assert_int_eq(memcmp(a, b, size), 0);
-    free(a);
-    free(b);
+    same_order(t, dn_borrow(&want), &to, x.p, &from, x.p, dn_borrow(&plain));
     dn_desc_free(&want);
     dn_desc_free(&plain);
     drop(x);
+}
+END_TEST
+
+/* Taps as rows: blocks begin within a tap, and end in the next one. */
+START_TEST(test_reorder_taps)
+{
+    const dnnl_dims_t dim = {64, 38, 3, 3};
+    const dnnl_dims_t rows = {9 * dim[0], dim[1], 1, 1};
+    enum mp_dtype t = layouts[_i].t, got, f32;
+    struct data x = some_weights(count(4, dim)), y = some_weights(x.n);
+    dn_own_desc want, plain, spread;
+    struct k_layout to, from;
+
+    for (int64_t i = 0; i < x.n; i++) /* K,C,tap to tap,K,C */
+        ((float *)y.p)[i % 9 * dim[0] * dim[1] + i / 9] = ((float *)x.p)[i];
+    ck_assert(!dn_desc_new(&want, 4, rows, t == MP_F32 ? dnnl_f32 : dnnl_bf16,
+                           layouts[_i].tag));
+    ck_assert(!dn_desc_new(&plain, 4, dim, dnnl_f32, dnnl_oihw));
+    ck_assert(!dn_desc_new(&spread, 4, rows, dnnl_f32, dnnl_oihw));
+    ck_assert(dn_layout(&to, &got, dn_borrow(&want)) && got == t);
+    ck_assert(dn_layout(&from, &f32, dn_borrow(&plain)) && f32 == MP_F32);
+    to.of = to.block[0];
+    to.block[0] = 16;
+    memcpy(to.dim, dim, sizeof to.dim);
+    same_order(t, dn_borrow(&want), &to, x.p, &from, y.p, dn_borrow(&spread));
+    dn_desc_free(&want);
+    dn_desc_free(&plain);
+    dn_desc_free(&spread);
+    drop(x);
+    drop(y);
 }
 END_TEST
 
@@ -894,6 +937,7 @@ int main(void)
     add(s, "attention", test_attention, 5 * N(cases));
     add(s, "conv", test_conv, N(convs));
     add(s, "reorder", test_reorder, N(layouts) * N(weights));
+    add(s, "reorder_taps", test_reorder_taps, N(layouts));
     add(s, "norm", test_norm, 5 * N(maps));
     add(s, "batch_norm", test_batch_norm, 5 * N(maps));
     add(s, "act", test_act, 5);

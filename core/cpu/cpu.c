@@ -360,24 +360,28 @@ static float *rearrange(const struct packed *k, struct mp_device *d,
                : turn(d, from, v->dim, k->form == TAP_WEIGHTS);
 }
 
-/* TAP_WEIGHTS as they come, if a block of `want` is of one tap. */
+static int64_t common_divisor(int64_t a, int64_t b)
+{
+    return b ? common_divisor(b, a % b) : a;
+}
+
+/* TAP_WEIGHTS as they come, if parts of the blocks of `want` are of one tap. */
 static int pack_taps(void *to, dn_desc want, const int64_t *dim,
                      const float *from)
 {
-    int64_t taps = dim[2] * dim[3], tap;
+    int64_t taps = dim[2] * dim[3];
     const struct k_layout plain = {.dim = {dim[0], dim[1], dim[2], dim[3]},
                                    .stride = {dim[1] * taps, taps, dim[3], 1}};
     struct k_layout l;
     enum mp_dtype type;
 
-    if (!dn_layout(&l, &type, want) || !l.blocks || l.axis[0] ||
-        dim[0] % l.block[0])
+    if (!dn_layout(&l, &type, want) || !l.blocks || l.axis[0])
         return 0;
-    tap = dim[0] / l.block[0] * l.stride[0];
+    l.of = l.block[0];
+    l.block[0] = common_divisor(dim[0], l.of);
     memcpy(l.dim, plain.dim, sizeof l.dim);
-    l.stride[2] = dim[3] * tap;
-    l.stride[3] = tap;
-    if (!k_can_reorder(&l, type, &plain))
+    if (l.block[0] % 16 || dim[0] * taps % l.of ||
+        !k_can_reorder(&l, type, &plain))
         return 0;
     k_reorder((struct k_out){to, type}, &l, from, &plain);
     return 1;

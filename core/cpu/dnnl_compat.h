@@ -116,6 +116,7 @@ static inline int dn_layout(struct k_layout *l, enum mp_dtype *type, dn_desc d)
         return 0;
     *type = b.type == dnnl_bf16 ? MP_BF16 : MP_F32;
     size = mp_dtype_size(*type);
+    l->of = 0;
     l->blocks = b.blocks;
     for (int i = 0; i < b.blocks; i++) {
         l->axis[i] = (int)b.axis[i];

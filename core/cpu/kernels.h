@@ -126,6 +126,9 @@ struct k_layout {
     int64_t dim[4], stride[4]; /* elements */
     int blocks, axis[K_BLOCKS];
     int64_t block[K_BLOCKS];
+    /* If not 0, taps are rows: that of row k at tap t is row t K + k, in blocks
+     * of so many, of which block[0] is a part (so it is of K). */
+    int64_t of;
 };
 
 /* From f32 in a plain layout to blocks of type t; what the last blocks have

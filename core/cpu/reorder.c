@@ -29,10 +29,28 @@ int k_can_reorder(const struct k_layout *to, enum mp_dtype t,
            from->stride[2] == to->dim[3] && from->stride[1] == taps;
 }
 
+/* Channels that lie together. */
+static int64_t group_of(const struct k_layout *l)
+{
+    return l->blocks == 2 ? 2 : 1;
+}
+
+/* Where tap t of a block begins whose first row is k. */
+static int64_t tap_at(const struct k_layout *l, int64_t k, int64_t t)
+{
+    int64_t row = t * l->dim[0] + k;
+
+    if (l->of)
+        return row / l->of * l->stride[0] + row % l->of * group_of(l);
+    return k / l->block[0] * l->stride[0] + t / l->dim[3] * l->stride[2] +
+           t % l->dim[3] * l->stride[3];
+}
+
 /* Some channels of a block, all taps of each: number, row of the block. */
 struct part {
     float x[PIECE * MOST_ROWS];
     const struct k_layout *l;
+    int64_t k;           /* the first row */
     int64_t rows, group; /* group: channels that lie together */
     int64_t taps;        /* of the weights */
 };
@@ -135,7 +153,7 @@ static void turn_all(struct k_out to, const struct k_layout *l,
                      int64_t n)
 {
     int64_t rows = l->block[0];
-    int64_t at = k / rows * l->stride[0] + c / 2 * l->stride[1];
+    int64_t at = tap_at(l, k, 0) + c / 2 * l->stride[1];
 
     for (int64_t i = 0; i < n; i += 32)
         for (int64_t j = 0; j < rows; j += 16)
@@ -257,11 +275,10 @@ K_TARGET_BF16 static void zip_points(uint16_t *to, int64_t down, int64_t across,
 static void store(struct k_out to, const struct part *p, int64_t at,
                   const float *x)
 {
-    const int64_t *stride = p->l->stride, taps = p->l->dim[2] * p->l->dim[3];
+    int64_t taps = p->l->dim[2] * p->l->dim[3];
 
     for (int64_t t = 0; t < taps; t++, x += p->rows) {
-        int64_t y =
-            at + t / p->l->dim[3] * stride[2] + t % p->l->dim[3] * stride[3];
+        int64_t y = at + tap_at(p->l, p->k, t);
 
         if (to.t == MP_BF16)
             zip(k_out_at(to, y), x, x + taps * p->rows, p->rows);
@@ -271,18 +288,19 @@ static void store(struct k_out to, const struct part *p, int64_t at,
 }
 
 /* The blocks of a part, which starts at channel c. */
-static void store_all(struct k_out to, const struct part *p, int64_t at,
-                      int64_t c, int64_t n)
+static void store_all(struct k_out to, const struct part *p, int64_t c,
+                      int64_t n)
 {
-    const int64_t *stride = p->l->stride;
+    const struct k_layout *l = p->l;
 
     for (int64_t i = 0; i < n; i += p->group) {
         const float *x = p->x + i * p->taps * p->rows;
-        int64_t y = at + (c + i) / p->group * stride[1];
+        int64_t y = (c + i) / p->group * l->stride[1];
 
 #if defined(__x86_64__)
-        if (p->l->dim[2] * p->l->dim[3] > p->taps) {
-            zip_points(k_out_at(to, y), stride[2], stride[3], x, p->rows);
+        if (l->dim[2] * l->dim[3] > p->taps) {
+            zip_points(k_out_at(to, y + tap_at(l, p->k, 0)), l->stride[2],
+                       l->stride[3], x, p->rows);
             continue;
         }
 #endif
@@ -304,7 +322,7 @@ static void reorder_part(struct k_out to, const struct k_layout *l,
                          int64_t k, int64_t c, int64_t n)
 {
     int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
-    int64_t group = l->blocks == 2 ? 2 : 1;
+    int64_t group = group_of(l);
     int64_t all = k_ceil_div(n, group) * group;
     const float *x = from + k * plain->stride[0] + c * taps;
     struct part p; /* large: not to be cleared */
@@ -317,18 +335,19 @@ static void reorder_part(struct k_out to, const struct k_layout *l,
     }
 #endif
     p.l = l;
+    p.k = k;
     p.rows = rows;
     p.group = group;
     p.taps = taps;
     transpose(&p, x, plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
               all * taps);
-    store_all(to, &p, k / rows * l->stride[0], c, all);
+    store_all(to, &p, c, all);
 }
 
 void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
                const struct k_layout *plain)
 {
-    int64_t each = piece_of(plain, l->blocks);
+    int64_t each = piece_of(plain, group_of(l));
 
 #pragma omp parallel for schedule(dynamic, 16) collapse(2)
     for (int64_t k = 0; k < l->dim[0]; k += l->block[0])
@@ -339,7 +358,7 @@ void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
 void k_reorder_block(struct k_out to, const struct k_layout *l,
                      const float *from, const struct k_layout *plain)
 {
-    int64_t each = piece_of(plain, l->blocks);
+    int64_t each = piece_of(plain, group_of(l));
 
     for (int64_t c = 0; c < l->dim[1]; c += each)
         reorder_part(to, l, from, plain, 0, c, k_min(each, l->dim[1] - c));
