@@ -172,7 +172,7 @@ static void add_taps(const struct mp_plan *plan, size_t i, const void *from)
     const struct packed *bias = plan->cpu[i].constant[2];
     int64_t picture = x[1] * x[2] * w[2] * w[3] * y[3], row = y[2] * y[3];
     const float *z = from;
-    float *sum = (float *)((char *)plan->scratch + plan->cpu[i].finish_at);
+    float *sum = (float *)(cpu_scratch(plan, i) + plan->cpu[i].finish_at);
 
 #pragma omp parallel for schedule(static)
     for (int64_t at = 0; at < y[0] * y[1]; at++)
@@ -222,7 +222,7 @@ static void enlarge(const struct mp_plan *plan, size_t i, const void *z)
     k_enlarge(&a, (struct k_out){plan->at[s->out], y->dtype}, z,
               has(s, 2) ? input(plan, i, 2) : NULL,
               has(s, 3) ? operand(plan, i, 3) : (struct k_in){0},
-              (char *)plan->scratch + plan->cpu[i].finish_at);
+              cpu_scratch(plan, i) + plan->cpu[i].finish_at);
 }
 
 /* Where time does not matter. The size of the batch has no say in it: it must
@@ -318,7 +318,7 @@ static size_t blocks_scratch(const struct mp_plan *plan, size_t i)
 /* For weights that are not packed before the step runs. */
 static void *weights_room(const struct mp_plan *plan, size_t i)
 {
-    return (char *)plan->scratch + plan->cpu[i].weights_at;
+    return cpu_scratch(plan, i) + plan->cpu[i].weights_at;
 }
 
 static int run_blocks(const struct mp_plan *plan, size_t i,
@@ -328,17 +328,18 @@ static int run_blocks(const struct mp_plan *plan, size_t i,
     const struct mp_value *y = &plan->value[s->out];
     const struct packed *w = plan->cpu[i].constant[1];
     struct k_conv a = conv_of(plan, i);
-    const void *weights = w->data;
-    int rc = 0;
+    const void *weights;
+    int rc;
 
     a.plain = w->late && k_conv_plain(&a);
-    if (!a.plain)
-        rc = cpu_data(&weights, plan, w, weights_room(plan, i), err);
+    rc = cpu_data(&weights, plan, w, a.plain ? NULL : weights_room(plan, i),
+                  err);
     if (!rc)
-        k_conv(
-            &a, (struct k_out){plan->at[s->out], y->dtype}, operand(plan, i, 0),
-            weights, has(s, 2) ? input(plan, i, 2) : NULL,
-            has(s, 3) ? operand(plan, i, 3) : (struct k_in){0}, plan->scratch);
+        k_conv(&a, (struct k_out){plan->at[s->out], y->dtype},
+               operand(plan, i, 0), weights,
+               has(s, 2) ? input(plan, i, 2) : NULL,
+               has(s, 3) ? operand(plan, i, 3) : (struct k_in){0},
+               cpu_scratch(plan, i));
     return rc;
 }
 
@@ -822,7 +823,7 @@ static void *source(const struct mp_plan *plan, size_t i)
 {
     const struct cpu_step *c = &plan->cpu[i];
     int64_t n = (int64_t)plan->value[plan->step[i].in[0]].count;
-    char *narrow = (char *)plan->scratch + c->narrow_at;
+    char *narrow = cpu_scratch(plan, i) + c->narrow_at;
 
     if (!c->narrow)
         return (void *)input(plan, i, 0);
@@ -870,7 +871,7 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err)
     const struct mp_step *s = &plan->step[i];
     const struct cpu_step *c = &plan->cpu[i];
     const struct mp_value *y = &plan->value[s->out];
-    char *scratch = plan->scratch, *out = plan->at[s->out];
+    char *scratch = cpu_scratch(plan, i), *out = plan->at[s->out];
     char *result =
         c->way->finish || c->add_after ? scratch + c->result_at : out;
     int64_t n = (int64_t)y->count;

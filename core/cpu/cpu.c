@@ -497,8 +497,8 @@ static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
 int cpu_data(const void **out, const struct mp_plan *plan,
              const struct packed *k, void *room, struct mp_error *err)
 {
-    *out = k->late ? room : k->data;
-    if (!k->late)
+    *out = k->late && room ? room : k->data;
+    if (!k->late || !room)
         return 0;
     return pack_into(room, k, plan->device, &k->value, k->data,
                      layout(k, &k->desc), layout(k, &k->plain), err);
@@ -624,6 +624,90 @@ static int has_room(const struct mp_program *p)
     return p->once || bytes + bytes / 2 < free_memory();
 }
 
+/* ---- scratch ---- */
+
+struct range { /* of the arena */
+    size_t at, end;
+};
+
+static size_t add_range(struct range *live, size_t n, const struct mp_value *v)
+{
+    size_t bytes = v->count * mp_dtype_size(v->dtype);
+
+    if (v->place != MP_ARENA)
+        return n;
+    for (size_t i = 0; i < n; i++)
+        if (live[i].at == v->offset)
+            return n;
+    live[n] = (struct range){v->offset, v->offset + (bytes + 63) / 64 * 64};
+    return n + 1;
+}
+
+static size_t take_range(struct range *live, size_t n, const struct mp_value *v)
+{
+    for (size_t i = 0; i < n && v->place == MP_ARENA; i++)
+        if (live[i].at == v->offset) {
+            live[i] = live[--n];
+            break;
+        }
+    return n;
+}
+
+/* The lowest place that is not live. */
+static size_t gap(const struct range *live, size_t n, size_t bytes,
+                  size_t arena)
+{
+    size_t at = 0, before = NO_ROOM;
+
+    while (at != before) {
+        before = at;
+        for (size_t i = 0; i < n; i++)
+            if (live[i].at < at + bytes && at < live[i].end)
+                at = live[i].end;
+    }
+    return at + bytes <= arena ? at : NO_ROOM;
+}
+
+static size_t add_inputs(struct range *live, size_t n,
+                         const struct mp_plan *plan, const struct mp_step *s)
+{
+    for (int k = 0; k < s->nin; k++)
+        if (s->in[k] != MP_NO_VALUE)
+            n = add_range(live, n, &plan->value[s->in[k]]);
+    return n;
+}
+
+/* Each step's scratch lies where no value does then, if the arena has room for
+ * it: memory that was used before costs no time. From the last step back; of a
+ * program that runs once, results are in the arena, too. */
+static int place_scratch(struct mp_plan *plan, size_t arena)
+{
+    struct range *live = malloc((plan->nvalue + 1) * sizeof *live);
+    size_t n = 0;
+
+    if (!live)
+        return MP_ENOMEM;
+    for (size_t i = plan->nstep; i-- > 0;) {
+        const struct mp_value *y = &plan->value[plan->step[i].out];
+        struct cpu_step *c = &plan->cpu[i];
+
+        n = add_inputs(live, add_range(live, n, y), plan, &plan->step[i]);
+        c->scratch_at = plan->once ? NO_ROOM : gap(live, n, c->scratch, arena);
+        if (c->scratch_at == NO_ROOM && c->scratch > plan->scratch_bytes)
+            plan->scratch_bytes = c->scratch;
+        n = add_inputs(live, take_range(live, n, y), plan, &plan->step[i]);
+    }
+    free(live);
+    return 0;
+}
+
+char *cpu_scratch(const struct mp_plan *plan, size_t i)
+{
+    size_t at = plan->cpu[i].scratch_at;
+
+    return at == NO_ROOM ? plan->scratch : plan->arena + at;
+}
+
 static int cpu_compile(struct mp_device *d, const struct mp_program *p,
                        struct mp_plan **out, struct mp_error *err)
 {
@@ -649,18 +733,17 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     memcpy(plan->step, p->step, p->nstep * sizeof *plan->step);
     d->compiling++;
     omp_set_num_threads(d->threads);
-    for (size_t i = 0; i < p->nstep && !rc; i++) {
+    for (size_t i = 0; i < p->nstep && !rc; i++)
         rc = p->step[i].op == MP_OP_CONV2D || p->step[i].op == MP_OP_DECONV2D
                  ? cpu_conv_compile(plan, p, i, err)
                  : cpu_own_compile(plan, p, i, err);
-        if (plan->cpu[i].scratch > plan->scratch_bytes)
-            plan->scratch_bytes = plan->cpu[i].scratch;
-    }
     omp_set_num_threads(before);
     if (!--d->compiling) {
         give_back(d, d->spare);
         d->spare = NULL;
     }
+    if (!rc && place_scratch(plan, p->arena))
+        rc = mp_fail(err, MP_ENOMEM, "out of memory");
     if (!rc && plan->scratch_bytes) {
         plan->scratch = take(d, plan->scratch_bytes);
         if (!plan->scratch)
@@ -686,11 +769,12 @@ static double now(void)
 static void find_values(struct mp_plan *plan, mp_addr arena,
                         const mp_addr *outside)
 {
+    plan->arena = (char *)(uintptr_t)arena;
     for (size_t i = 0; i < plan->nvalue; i++) {
         const struct mp_value *v = &plan->value[i];
 
         if (v->place == MP_ARENA)
-            plan->at[i] = (void *)(uintptr_t)(arena + v->offset);
+            plan->at[i] = plan->arena + v->offset;
         else if (v->place == MP_OUTSIDE)
             plan->at[i] = (void *)(uintptr_t)outside[v->offset];
     }

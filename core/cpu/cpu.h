@@ -65,6 +65,7 @@ struct cpu_step {
     const char *name;                         /* of the kernel */
     const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
     size_t scratch;                           /* bytes */
+    size_t scratch_at;                        /* in the arena, or NO_ROOM */
     /* convolutions */
     const struct cpu_way *way; /* NULL: a step of own.c */
     dnnl_primitive_t prim;     /* unless the way is a kernel of ours */
@@ -80,6 +81,8 @@ struct cpu_step {
     size_t finish_at;  /* in scratch: what the way's finish works in */
 };
 
+#define NO_ROOM SIZE_MAX /* there: in the plan's own */
+
 struct mp_plan {
     struct mp_device *device;
     int once;  /* runs once, for the constants of another */
@@ -91,9 +94,13 @@ struct mp_plan {
     void **at; /* per value: where it lies in this run; not of constants */
     struct packed **use; /* what this plan keeps */
     size_t nuse;
+    char *arena; /* of this run */
     size_t scratch_bytes;
-    void *scratch;
+    void *scratch; /* for steps that find no room in the arena */
 };
+
+/* Of a step while it runs. */
+char *cpu_scratch(const struct mp_plan *plan, size_t i);
 
 /* CONV2D and DECONV2D: fill s for step i of the program. */
 int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
@@ -112,7 +119,8 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
 
-/* What is in it, in its form: if it is late, packed into room of that size. */
+/* What is in it, in its form: if it is late, packed into room of that size, or
+ * as it is held (NULL). */
 int cpu_data(const void **out, const struct mp_plan *plan,
              const struct packed *k, void *room, struct mp_error *err);
 

@@ -332,8 +332,12 @@ int cpu_own_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
 void cpu_own_run(const struct mp_plan *plan, size_t i)
 {
     const struct mp_step *s = &plan->step[i];
-    struct call k = {s,        plan->value,   &plan->cpu[i],
-                     plan->at, plan->scratch, plan->device->threads};
+    struct call k = {.s = s,
+                     .v = plan->value,
+                     .c = &plan->cpu[i],
+                     .at = plan->at,
+                     .scratch = cpu_scratch(plan, i),
+                     .threads = plan->device->threads};
 
     table[s->op].run(&k);
 }
