@@ -345,6 +345,20 @@ static uint32_t conv_of(struct mp_net *net, struct mp_node_def n)
     return emit(net, &n);
 }
 
+/* Weights of some input channels. Of scaled ones no more than these are to be
+ * multiplied. */
+static uint32_t weights_of(struct mp_net *net, uint32_t w, int64_t start,
+                           int64_t count)
+{
+    struct mp_node_def m = net->node[w];
+
+    if (m.op != MP_OP_MUL || net->node[m.in[0]].ndim != 4 ||
+        net->node[m.in[1]].ndim != 4 || net->node[m.in[1]].dim[1] != 1)
+        return slice(net, w, 1, start, count);
+    return binary(net, MP_OP_MUL, slice(net, m.in[0], 1, start, count),
+                  m.in[1]);
+}
+
 /* A convolution of maps that are joined: the sum of theirs. */
 static uint32_t conv_of_each(struct mp_net *net, const struct mp_node_def *n,
                              const struct mp_node_def *joined)
@@ -359,7 +373,7 @@ static uint32_t conv_of_each(struct mp_net *net, const struct mp_node_def *n,
 
         part.nin = 4;
         part.in[0] = joined->in[i];
-        part.in[1] = slice(net, n->in[1], 1, at, c);
+        part.in[1] = weights_of(net, n->in[1], at, c);
         part.in[2] = i ? 0 : n->in[2];
         part.in[3] = sum;
         part.attr.act = i + 1 < joined->nin ? MP_ACT_NONE : n->attr.act;

@@ -13,6 +13,7 @@
 #include "backbone/backbone.h"
 #include "conf.h"
 #include "device.h"
+#include "fold.h"
 #include "golden.h"
 #include "graph_impl.h"
 #include "make_weights.h"
@@ -151,6 +152,29 @@ START_TEST(depth)
 }
 END_TEST
 
+/* Of weights that batch norm scales, parts are multiplied, not parts taken of
+ * the product. */
+START_TEST(parts_of_weights)
+{
+    struct mp_error err = {0};
+    struct mp_net folded;
+    struct net n;
+    int parts = 0;
+
+    open_net(&n, "tiny_seg", "upernet", 64);
+    ck_assert(!mp_net_make(&folded, n.g, n.arena.backend, MP_F32, &err));
+    for (size_t i = 1; i < folded.nnode; i++) {
+        if (!folded.live[i] || folded.node[i].op != MP_OP_SLICE)
+            continue;
+        ck_assert_int_eq(folded.node[folded.node[i].in[0]].op, MP_OP_WEIGHT);
+        parts++;
+    }
+    ck_assert_int_ge(parts, 4 + 5); /* the maps that are joined */
+    mp_net_free(&folded);
+    close_net(&n);
+}
+END_TEST
+
 /* Twice the same shape: nothing is packed or computed twice, and the results
  * have the same bits. */
 START_TEST(shared_constants)
@@ -217,6 +241,7 @@ int main(void)
     tcase_set_timeout(t, 120);
     tcase_add_test(t, segmentation);
     tcase_add_test(t, depth);
+    tcase_add_test(t, parts_of_weights);
     tcase_add_test(t, shared_constants);
     tcase_add_test(t, dump);
     suite_add_tcase(s, t);
