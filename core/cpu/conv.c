@@ -430,8 +430,9 @@ static void shape_of(struct shape *q, const struct mp_step *s,
         q->w = x->dim[2];
         q->oh = y->dim[1];
         q->ow = y->dim[2];
-    } else { /* rows of a matrix */
-        q->h = q->oh = x->ndim == 3 ? x->dim[1] : 1;
+    } else { /* rows, of a matrix those of one picture */
+        q->n = x->ndim == 3 ? x->dim[0] : 1;
+        q->h = q->oh = x->dim[x->ndim - 2];
         q->w = q->ow = 1;
     }
 }
