@@ -156,8 +156,11 @@ static void mark_sums(struct builder *b, uint8_t *keep)
 {
     for (size_t k = 0; k < b->program.nstep; k++) {
         const struct mp_step *s = &b->step[k];
+        const struct mp_value *y = &b->value[s->out];
 
         if (s->op == MP_OP_CONV2D && s->nin > 3 && s->in[3] != MP_NO_VALUE &&
+            y->count / (size_t)y->dim[0] * sizeof(float) <=
+                b->backend->wide_sums &&
             is_read_whole(b, s->out))
             keep[b->slot[s->out].root] = 1;
     }
@@ -183,8 +186,7 @@ static int mark_f32(struct builder *b, uint8_t *keep, const uint32_t *outputs,
         if (all)
             keep[b->slot[s->out].root] = 1;
     }
-    if (b->backend->wide_sums)
-        mark_sums(b, keep);
+    mark_sums(b, keep);
     for (size_t i = 0; i < noutput; i++)
         keep[b->slot[b->value_of[outputs[i]] - 1].root] = 2;
     for (size_t k = 0; k < p->nstep; k++) /* 8 bits are no place in a map */

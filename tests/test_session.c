@@ -255,6 +255,43 @@ START_TEST(chain)
 }
 END_TEST
 
+/* A sum that is added to again stays f32 where else all is bf16, up to a size
+ * of one picture. */
+START_TEST(large_sums)
+{
+    const struct mp_conv conv = {1, 1, 1, 1, 1};
+    const int64_t taps[4] = {8, 8, 3, 3}, row = 1024 * 8 * sizeof(float);
+    float *zeros = calloc(8 * 8 * 9, sizeof *zeros);
+    struct mp_error err = {0};
+    struct mp_step_info step;
+    struct net n;
+    mp_node none = {0}, w, x, a, b;
+    int64_t rows;
+
+    open_device(&n);
+    if (n.o.backend->supports(n.o.device, MP_BF16, NULL) ||
+        !n.o.backend->wide_sums) {
+        puts("large_sums: SKIPPED, no bf16 or no sums in f32 here");
+        goto done;
+    }
+    rows = (int64_t)n.o.backend->wide_sums / row + _i;
+    w = mp_const(n.g, 4, taps, zeros);
+    x = mp_input(n.g, "x", MP_F32, 4, (int64_t[]){2, rows, 1024, 8});
+    a = mp_conv2d(n.g, x, w, none, conv);
+    b = mp_add(n.g, mp_conv2d(n.g, a, w, none, conv), a);
+    a = mp_add(n.g, mp_conv2d(n.g, b, w, none, conv), b);
+    mp_output(n.g, "y", mp_conv2d(n.g, a, w, none, conv));
+    ck_assert_msg(!mp_session_new(&n.s, &n.arena, n.g, MP_BF16, &err), "%s",
+                  err.text);
+    ck_assert_uint_eq(mp_session_steps(n.s), 4);
+    mp_session_step(n.s, 1, &step);
+    ck_assert_int_eq(step.out.dtype, _i ? MP_BF16 : MP_F32);
+done:
+    close_device(&n);
+    free(zeros);
+}
+END_TEST
+
 static void *let_go(void *user)
 {
     struct mp_held **h = user;
@@ -494,6 +531,7 @@ int main(void)
     tcase_add_test(t, outputs_that_share);
     tcase_add_test(t, no_copies_on_the_host);
     tcase_add_test(t, chain);
+    tcase_add_loop_test(t, large_sums, 0, 2);
     tcase_add_test(t, blocks);
     tcase_add_loop_test(t, traffic, 0, 3);
     suite_add_tcase(suite, w);

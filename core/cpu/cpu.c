@@ -12,6 +12,9 @@
 #include "module.h"
 
 #define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
+/* Larger ones are out of every cache: to read and write them takes twice as
+ * long, and they are what an encoder needs most memory for. */
+#define WIDE_SUMS ((size_t)64 << 20)
 
 /* ---- what there is ---- */
 
@@ -831,7 +834,7 @@ const struct mp_backend mp_backend_cpu = {
     .size = sizeof(struct mp_backend),
     .name = "cpu",
     .summary = "oneDNN and OpenMP on the processor",
-    .wide_sums = 1,
+    .wide_sums = WIDE_SUMS,
     .host = 1,
     .commutes = cpu_commutes,
     .probe = cpu_probe,

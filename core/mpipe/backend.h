@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 8
+#define MP_BACKEND_ABI 9
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -180,9 +180,10 @@ struct mp_backend {
     uint32_t abi;  /* MP_BACKEND_ABI */
     uint32_t size; /* sizeof(struct mp_backend) as compiled */
     const char *name, *summary;
-    /* Whether sums of a convolution and a residual are to stay f32 where else
-     * values are kept in 16 bits: where that takes no time it is worth it. */
-    int wide_sums;
+    /* Sums of a convolution and a residual stay f32 where else values are kept
+     * in 16 bits, if those of a picture take no more than so many bytes: where
+     * that costs no time it is worth it. */
+    size_t wide_sums;
     /* Nonzero: an mp_addr is a pointer of this process, and inputs and outputs
      * of a program are MP_OUTSIDE, so that they are used where they are. Zero:
      * they lie in the arena, and are copied. */
