@@ -669,6 +669,37 @@ START_TEST(test_act_rounded)
 }
 END_TEST
 
+static const int64_t products[][3] = {/* rows, K, C */
+                                      {1, 1, 1},
+                                      {1, 1280, 320},
+                                      {3, 7, 31},
+                                      {2, 5, 65},
+                                      {1, 40, 32}};
+
+START_TEST(test_product)
+{
+    int64_t rows = products[_i / 2][0], k = products[_i / 2][1];
+    int64_t c = products[_i / 2][2];
+    struct data x = data(MP_F32, rows * c, 1, 0);
+    struct data w = data(MP_F32, k * c, 1, 0), b = data(MP_F32, k, 1, 0);
+    struct data y = data(MP_F32, rows * k, 1, 0);
+    double *want = room(MP_F64, y.n);
+
+    for (int64_t i = 0; i < y.n; i++) {
+        want[i] = _i % 2 ? b.x[i % k] : 0;
+        for (int64_t j = 0; j < c; j++)
+            want[i] += x.x[i / k * c + j] * w.x[i % k * c + j];
+    }
+    k_product(y.p, x.p, w.p, _i % 2 ? b.p : NULL, rows, k, c);
+    near(&y, want, MP_F32, "product");
+    free(want);
+    drop(x);
+    drop(w);
+    drop(b);
+    drop(y);
+}
+END_TEST
+
 START_TEST(test_geglu)
 {
     static const int64_t shapes[][2] = {{1, 1}, {3, 17}, {5, 1030}, {7, 1280}};
@@ -943,6 +974,7 @@ int main(void)
     add(s, "act", test_act, 5);
     add(s, "act_extremes", test_act_extremes, 1);
     add(s, "act_rounded", test_act_rounded, 1);
+    add(s, "product", test_product, 2 * N(products));
     add(s, "geglu", test_geglu, 5);
     add(s, "binary", test_binary, 5 * N(pairs));
     add(s, "convert", test_convert, 1);

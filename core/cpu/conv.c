@@ -39,6 +39,7 @@ struct shape {
     int exact;     /* all in f32 */
     int narrow;    /* products of bf16 */
     int enlarged;  /* x is, before */
+    int summed;    /* with a residual */
 };
 
 /* ---- ways to compute one: the first that fits ---- */
@@ -343,6 +344,38 @@ static int run_blocks(const struct mp_plan *plan, size_t i,
     return rc;
 }
 
+/* A vector of a picture times a matrix: to pack that would take longer. */
+static int is_vector(const struct shape *q)
+{
+    return q->constants && q->exact && !q->summed && !q->transposed &&
+           q->r * q->s == 1 && q->h * q->w == 1 && q->oh * q->ow == 1;
+}
+
+static size_t no_scratch(const struct mp_plan *plan, size_t i)
+{
+    (void)plan;
+    (void)i;
+    return 0;
+}
+
+static int run_product(const struct mp_plan *plan, size_t i,
+                       struct mp_error *err)
+{
+    const struct mp_step *s = &plan->step[i];
+    const struct mp_value *x = &plan->value[s->in[0]];
+    const struct mp_value *y = &plan->value[s->out];
+    int64_t c = x->dim[x->ndim - 1], k = y->dim[y->ndim - 1];
+    float *out = plan->at[s->out];
+
+    (void)err;
+    k_product(out, input(plan, i, 0), input(plan, i, 1),
+              has(s, 2) ? input(plan, i, 2) : NULL, (int64_t)y->count / k, k,
+              c);
+    k_act((struct k_out){out, MP_F32}, (struct k_in){out, MP_F32},
+          (int64_t)y->count, s->attr.act);
+    return 0;
+}
+
 static int is_any(const struct shape *q)
 {
     (void)q;
@@ -372,6 +405,12 @@ static const struct cpu_way ways[] = {
      .bare = 1,
      .finish = add_taps,
      .scratch = sum_scratch},
+    {.fits = is_vector,
+     .rewrite = as_given,
+     .how = K_DIRECT,
+     .name = "product",
+     .scratch = no_scratch,
+     .run = run_product},
     {.fits = is_tiled,
      .rewrite = as_given,
      .weights = BLOCK_WEIGHTS,
@@ -416,6 +455,7 @@ static void shape_of(struct shape *q, const struct mp_step *s,
     q->transposed = s->op == MP_OP_DECONV2D;
     q->p = s->attr.conv;
     q->enlarged = s->attr.up_h != 0;
+    q->summed = has(s, 3);
     q->constants = is_constant(s, v, 1) && is_constant(s, v, 2);
     q->exact = x->dtype == MP_F32 && y->dtype == MP_F32 &&
                (!has(s, 3) || v[s->in[3]].dtype == MP_F32);

@@ -116,6 +116,11 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
             const void *w, const float *bias, struct k_in residual,
             void *scratch);
 
+/* y rows,K = x rows,C times w K,C, plus bias K or NULL, for few rows: for each
+ * all weights are read, as they lie in a checkpoint. All f32. */
+void k_product(float *y, const float *x, const float *w, const float *bias,
+               int64_t rows, int64_t k, int64_t c);
+
 /* ---- layouts of weights ---- */
 
 #define K_BLOCKS 12
