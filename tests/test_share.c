@@ -268,6 +268,7 @@ START_TEST(changed_file)
     }
     close_one(&o);
     ck_assert_ptr_null(d.first);
+    unlink(path);
     free(px);
 }
 END_TEST
