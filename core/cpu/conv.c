@@ -407,7 +407,6 @@ static const struct cpu_way ways[] = {
      .scratch = sum_scratch},
     {.fits = is_vector,
      .rewrite = as_given,
-     .how = K_DIRECT,
      .name = "product",
      .scratch = no_scratch,
      .run = run_product},

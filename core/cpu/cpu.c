@@ -12,8 +12,8 @@
 #include "module.h"
 
 #define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
-/* Larger ones are out of every cache: to read and write them takes twice as
- * long, and they are what an encoder needs most memory for. */
+/* No cache holds larger ones, so that twice the bytes take twice the time, and
+ * they decide how much memory an encoder needs. */
 #define WIDE_SUMS ((size_t)64 << 20)
 
 /* ---- what there is ---- */
