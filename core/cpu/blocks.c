@@ -31,6 +31,8 @@
  * A unit of what is multiplied is a number in f32, or a pair of bf16, two
  * channels, whose products are added up in f32. It is rounded after the
  * transformation, once.
+ *
+ * At the end, what is too small for any of that: a vector times a matrix.
  */
 #include "cpu/simd.h"
 
@@ -949,4 +951,37 @@ void k_conv(const struct k_conv *a, struct k_out y, struct k_in x,
         b.m = b.t + all.t;
         run(&b, &e, &s, x, w, k, k_min(a->k, k + all.channels));
     }
+}
+
+/* ---- products of few rows ---- */
+
+K_MULTI(dot, (float *sum, const float *x, const float *w, int64_t n),
+        (sum, x, w, n))
+{
+    float part[32] = {0};
+    int64_t i = 0;
+
+    for (; i + 32 <= n; i += 32)
+#pragma omp simd
+        for (int j = 0; j < 32; j++)
+            part[j] += x[i + j] * w[i + j];
+    for (; i < n; i++)
+        part[i % 32] += x[i] * w[i];
+    for (int half = 16; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            part[j] += part[j + half];
+    *sum = part[0];
+}
+
+void k_product(float *y, const float *x, const float *w, const float *bias,
+               int64_t rows, int64_t k, int64_t c)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t r = 0; r < rows; r++) {
+            float *sum = y + r * k + i;
+
+            dot(sum, x + r * c, w + i * c, c);
+            *sum += bias ? bias[i] : 0;
+        }
 }

@@ -8,7 +8,8 @@
  * cent of the peak, become a product of another shape (see ways): a transposed
  * 2x2 convolution with stride 2, and a convolution to very few channels.
  * Convolutions with more than one tap are blocks.c's, in bf16 large 3x3 ones.
- * Of a map that is enlarged first, the products are taken before that.
+ * Of a map that is enlarged first, the products are taken before that. A vector
+ * times a matrix reads that as it lies.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -211,39 +211,6 @@ void k_mul(struct k_out y, struct k_in a, struct k_in b, int andim,
     binary(y, a, b, &s, 1, act);
 }
 
-/* ---- products of few rows ---- */
-
-K_MULTI(dot, (float *sum, const float *x, const float *w, int64_t n),
-        (sum, x, w, n))
-{
-    float part[32] = {0};
-    int64_t i = 0;
-
-    for (; i + 32 <= n; i += 32)
-#pragma omp simd
-        for (int j = 0; j < 32; j++)
-            part[j] += x[i + j] * w[i + j];
-    for (; i < n; i++)
-        part[i % 32] += x[i] * w[i];
-    for (int half = 16; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            part[j] += part[j + half];
-    *sum = part[0];
-}
-
-void k_product(float *y, const float *x, const float *w, const float *bias,
-               int64_t rows, int64_t k, int64_t c)
-{
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < k; i++)
-        for (int64_t r = 0; r < rows; r++) {
-            float *sum = y + r * k + i;
-
-            dot(sum, x + r * c, w + i * c, c);
-            *sum += bias ? bias[i] : 0;
-        }
-}
-
 /* ---- copies ---- */
 
 void k_copy(struct k_out dst, int64_t dst_row, struct k_in src, int64_t src_row,
