@@ -39,6 +39,15 @@ static float from_bf16(uint16_t h)
     return x;
 }
 
+/* Cut off, not rounded. */
+static uint16_t to_bf16(float x)
+{
+    uint32_t u;
+
+    memcpy(&u, &x, sizeof u);
+    return (uint16_t)(u >> 16);
+}
+
 /* n numbers of type t, and what they are. */
 struct data {
     void *p;
@@ -68,13 +77,11 @@ static struct data data(enum mp_dtype t, int64_t n, float scale, float offset)
 
     for (int64_t i = 0; i < n; i++) {
         float x = scale * uniform() + offset;
-        uint32_t u;
 
-        memcpy(&u, &x, sizeof u);
         if (t == MP_F32)
             ((float *)d.p)[i] = x;
         else
-            ((uint16_t *)d.p)[i] = (uint16_t)(u >> 16);
+            ((uint16_t *)d.p)[i] = to_bf16(x);
     }
     read_back(&d);
     return d;
@@ -238,6 +245,52 @@ START_TEST(test_attention)
     drop(v);
     drop(y);
     drop(z);
+}
+END_TEST
+
+/* Scores that grow from key to key, by 300 or 1e30 in all, in even heads, and
+ * fall in odd ones: what was weighed by earlier maxima counts less and less. */
+START_TEST(test_attention_growth)
+{
+    enum { t = 70, heads = 2, d = 40, c = heads * d };
+    static const int64_t keys[] = {1, 7, 64, 131, 200};
+    enum mp_dtype type = _i % 2 ? MP_BF16 : MP_F32;
+    int64_t s = keys[_i / 4];
+    float most = _i / 2 % 2 ? 1e30f : 300;
+    struct k_attention a = {
+        1,    t,      s,          heads,      d,          most * 2 / d, type,
+        type, MP_F32, {t * c, c}, {s * c, c}, {s * c, c}, {t * c, c}};
+    struct data q = data(type, t * c, 0.5f, 1), k = data(type, s * c, 0.02f, 0);
+    struct data v = data(type, s * c, 1, 0), y = data(MP_F32, t * c, 1, 0);
+    double *want = room(MP_F64, t * c), error = 0, norm = 0, rounding;
+
+    for (int64_t i = 0; i < s * c; i++) {
+        int64_t key = i / c, at = i % c / d % 2 ? s - 1 - key : key;
+        float x = (float)k.x[i] + 0.5f * (float)at / (float)s;
+
+        if (type == MP_F32)
+            ((float *)k.p)[i] = x;
+        else
+            ((uint16_t *)k.p)[i] = to_bf16(x);
+    }
+    read_back(&k);
+    attention_want(&a, want, q.x, k.x, v.x);
+    run_attention(&a, y.p, q.p, k.p, v.p, 2);
+    read_back(&y);
+    for (int64_t i = 0; i < t * c; i++) {
+        error += (y.x[i] - want[i]) * (y.x[i] - want[i]);
+        norm += want[i] * want[i];
+    }
+    /* A weight is as wrong as its score, a sum of d products; of weights far
+     * apart there is but one. */
+    rounding = most > 300 ? 0 : d * most * 1.5 * 0x1p-24;
+    ck_assert_msg(error <= fmax(bound(type), rounding * rounding) * norm,
+                  "%ld keys: error %g of %g", (long)s, error, norm);
+    drop(q);
+    drop(k);
+    drop(v);
+    drop(y);
+    free(want);
 }
 END_TEST
 
@@ -966,6 +1019,7 @@ int main(void)
     int failed;
 
     add(s, "attention", test_attention, 5 * N(cases));
+    add(s, "attention_growth", test_attention_growth, 20);
     add(s, "conv", test_conv, N(convs));
     add(s, "reorder", test_reorder, N(layouts) * N(weights));
     add(s, "reorder_taps", test_reorder_taps, N(layouts));

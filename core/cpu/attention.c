@@ -210,6 +210,13 @@ K_MULTI(soften_plain, (struct block * b, int64_t keys), (b, keys))
     }
 }
 
+static void weigh_plain(struct block *b, const void *k, int64_t row,
+                        int64_t keys, int64_t d, float scale)
+{
+    score_plain(b, k, row, keys, d, scale);
+    soften_plain(b, keys);
+}
+
 K_MULTI(load_plain,
         (float *to, const void *from, int64_t row_bytes, int64_t rows,
          int64_t units),
@@ -278,8 +285,7 @@ static const struct engine engine_plain = {
     .queries = SLIM_ROW,
     .form = PLAIN,
     .load = load_plain,
-    .score = score_plain,
-    .soften = soften_plain,
+    .weigh = weigh_plain,
     .mix = mix_plain,
     .store = store_plain,
 };
@@ -401,7 +407,7 @@ static int64_t room_of(const struct k_attention *a)
 /* Numbers in the scratch of a thread: the arrays of the blocks of a task. */
 static int64_t task_size(const struct k_attention *a)
 {
-    return (2 * room_of(a) + 3) * TASK + (KEYS + KEYS / 2) * MOST_QUERIES;
+    return (2 * room_of(a) + 4) * TASK + (KEYS + KEYS / 2) * MOST_QUERIES;
 }
 
 /* Block g of a task, whose scratch is at p. Scores are of one block at a time.
@@ -413,11 +419,12 @@ static struct block block_of(const struct k_attention *a, int64_t queries,
     int64_t d = room_of(a);
 
     b.pair = b.s + KEYS * MOST_QUERIES;
-    b.q = b.pair + KEYS / 2 * MOST_QUERIES + g * (2 * d + 3) * queries;
+    b.q = b.pair + KEYS / 2 * MOST_QUERIES + g * (2 * d + 4) * queries;
     b.o = b.q + d * queries;
     b.most = b.o + d * queries;
     b.sum = b.most + queries;
     b.shrink = b.sum + queries;
+    b.part = b.shrink + queries;
     return b;
 }
 
@@ -480,8 +487,7 @@ static void pass(const struct job *j, struct block *b, int64_t n, const char *k,
 
     for (int64_t g = 0; g < n; g++) {
         b[g].ahead = g == 0 ? values : (struct ahead){0};
-        e->score(&b[g], k + s * k_row, k_row, keys, a->d, scale);
-        e->soften(&b[g], keys);
+        e->weigh(&b[g], k + s * k_row, k_row, keys, a->d, scale);
         b[g].ahead = g == n - 1 ? next : (struct ahead){0};
         e->mix(&b[g], v + s / unit * v_row, v_row, keys, a->d);
     }

@@ -22,12 +22,13 @@ struct ahead {
 /* A block of queries. Rows of engine.queries numbers. */
 struct block {
     float *q;      /* components (or pairs of them) x queries */
-    float *s;      /* keys x queries: scores, then weights */
+    float *s;      /* keys x queries: scores, weights */
     float *pair;   /* keys / 2 x queries: pairs of bf16 weights */
     float *o;      /* d x queries: the result so far */
-    float *most;   /* running maximum of the scores, times log2 e */
+    float *most;   /* running maximum of the scores, times log2 e, or near it */
     float *sum;    /* of the weights */
-    float *shrink; /* what the last maximum did to the result so far */
+    float *shrink; /* what the last maximum did to the result so far, or */
+    float *part;   /* of the sum, of the keys at hand */
     struct ahead ahead;
 };
 
@@ -61,9 +62,9 @@ struct engine {
      * multiple of 16 of them; missing queries are anything */
     void (*load)(float *to, const void *from, int64_t row_bytes, int64_t rows,
                  int64_t units);
-    void (*score)(struct block *b, const void *k, int64_t row, int64_t keys,
-                  int64_t d, float scale); /* row: bytes, here and below */
-    void (*soften)(struct block *b, int64_t keys);
+    /* from keys to weights; row: bytes, here and below */
+    void (*weigh)(struct block *b, const void *k, int64_t row, int64_t keys,
+                  int64_t d, float scale);
     void (*mix)(struct block *b, const void *v, int64_t row, int64_t keys,
                 int64_t d);
     /* rows x d of the result, of type t */

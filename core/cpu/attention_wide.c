@@ -20,6 +20,12 @@ K_TARGET_AVX512 K_INLINE __m512 broadcast(const void *p)
     return _mm512_set1_ps(f);
 }
 
+/* To what is at p. */
+K_TARGET_AVX512 K_INLINE void add(float *p, __m512 x)
+{
+    _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), x));
+}
+
 K_TARGET_AVX512 K_INLINE void tile_f32(__m512 acc[][WIDE], int rows,
                                        const struct factor *f)
 {
@@ -80,105 +86,7 @@ K_TARGET_AVX512 K_INLINE void zero(__m512 acc[][WIDE], int rows)
     }
 }
 
-K_TARGET_AVX512 K_INLINE void score_end(__m512 acc[][WIDE], int rows, float *s,
-                                        float *most, float scale)
-{
-    __m512 c = _mm512_set1_ps(scale);
-
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 m = _mm512_loadu_ps(most + 16 * j);
-
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            acc[r][j] = _mm512_mul_ps(acc[r][j], c);
-            m = _mm512_max_ps(m, acc[r][j]);
-            _mm512_storeu_ps(s + r * WIDE_ROW + 16 * j, acc[r][j]);
-        }
-        _mm512_storeu_ps(most + 16 * j, m);
-    }
-}
-
-/* A block's share is added up by itself first: one chain of additions over all
- * keys would cost digits. */
-K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o,
-                                      const float *shrink)
-{
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c = _mm512_loadu_ps(shrink + 16 * j);
-
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            float *at = o + r * WIDE_ROW + 16 * j;
-
-            _mm512_storeu_ps(
-                at, _mm512_fmadd_ps(c, _mm512_loadu_ps(at), acc[r][j]));
-        }
-    }
-}
-
-/* The same for both types: TILE is tile_f32 or tile_bf16. */
-#define SCORE_TILE(TILE)                                                       \
-    do {                                                                       \
-        __m512 acc[rows][WIDE];                                                \
-                                                                               \
-        zero(acc, rows);                                                       \
-        TILE(acc, rows, &f);                                                   \
-        score_end(acc, rows, b->s + i * WIDE_ROW, b->shrink, scale);           \
-    } while (0)
-
-#define MIX_TILE(TILE)                                                         \
-    do {                                                                       \
-        __m512 acc[rows][WIDE];                                                \
-                                                                               \
-        zero(acc, rows);                                                       \
-        TILE(acc, rows, &f);                                                   \
-        mix_end(acc, rows, b->o + i * WIDE_ROW, b->shrink);                    \
-    } while (0)
-
-/* Scores; shrink becomes the new maximum. */
-K_TARGET_AVX512 static void score_f32(struct block *b, const void *k,
-                                      int64_t row, int64_t keys, int64_t d,
-                                      float scale)
-{
-    const char *base = k;
-    struct factor f = {base, row, 4, d, b->q};
-
-    memcpy(b->shrink, b->most, WIDE_ROW * sizeof *b->most);
-    TILES(keys, SCORE_TILE(tile_f32))
-}
-
-K_TARGET_BF16 static void score_bf16(struct block *b, const void *k,
-                                     int64_t row, int64_t keys, int64_t d,
-                                     float scale)
-{
-    const char *base = k;
-    struct factor f = {base, row, 4, d / 2, b->q};
-
-    memcpy(b->shrink, b->most, WIDE_ROW * sizeof *b->most);
-    TILES(keys, SCORE_TILE(tile_bf16))
-}
-
-K_TARGET_AVX512 static void mix_f32(struct block *b, const void *v, int64_t row,
-                                    int64_t keys, int64_t d)
-{
-    const char *base = v;
-    struct factor f = {base, 4, row, keys, b->s};
-
-    TILES(d, MIX_TILE(tile_f32))
-}
-
-K_TARGET_BF16 static void mix_bf16(struct block *b, const void *v, int64_t row,
-                                   int64_t keys, int64_t d)
-{
-    const char *base = v;
-    struct factor f = {base, 4, row, k_ceil_div(keys, 2), b->pair};
-
-    TILES(d, MIX_TILE(tile_bf16))
-}
-
-/* 2^x for x <= 0; relative error 1e-7. */
+/* 2^x; relative error 1e-7. */
 K_TARGET_AVX512 K_INLINE __m512 exp2_f32(__m512 x)
 {
     __m512 n =
@@ -206,83 +114,243 @@ K_TARGET_AVX512 K_INLINE __m512 exp2_bf16(__m512 x)
     return _mm512_scalef_ps(p, n);
 }
 
-/* shrink: from the new maximum to the factor; most: the new maximum; part: of
- * the sum, to be added to it by new_sum. */
-K_TARGET_AVX512 K_INLINE void new_most(struct block *b, __m512 most[WIDE],
-                                       __m512 part[WIDE])
-{
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c;
+/* ---- weights ----
+ *
+ * A weight is 2^(score - most). It need not be the largest score that `most`
+ * is, only one near it: so that is the largest of the first keys, as an
+ * integer, until weights get larger than MOST_WEIGHT. Then those so far are
+ * multiplied by a power of two, which costs no digits. It happens seldom, and
+ * scores become weights as soon as they are known.
+ */
+#define MOST_WEIGHT 0x1p32f
 
-        most[j] = _mm512_loadu_ps(b->shrink + 16 * j);
-        c = exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(b->most + 16 * j), most[j]));
-        part[j] = _mm512_setzero_ps();
-        _mm512_storeu_ps(b->most + 16 * j, most[j]);
-        _mm512_storeu_ps(b->shrink + 16 * j, c);
+K_TARGET_AVX512 K_INLINE void times(float *p, int64_t rows,
+                                    const __m512 c[WIDE])
+{
+    for (int64_t r = 0; r < rows; r++, p += WIDE_ROW) {
+        UNROLL
+        for (int j = 0; j < WIDE; j++)
+            _mm512_storeu_ps(p + 16 * j,
+                             _mm512_mul_ps(_mm512_loadu_ps(p + 16 * j), c[j]));
     }
 }
 
-K_TARGET_AVX512 K_INLINE void new_sum(struct block *b, __m512 part[WIDE])
+/* The same for pairs of bf16. */
+K_TARGET_AVX512 K_INLINE void pairs_times(float *p, int64_t rows,
+                                          const __m512 c[WIDE])
 {
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        __m512 c = _mm512_loadu_ps(b->shrink + 16 * j);
-        __m512 sum = _mm512_loadu_ps(b->sum + 16 * j);
+    const __m512i odd = _mm512_set1_epi32(-0x10000);
 
-        _mm512_storeu_ps(b->sum + 16 * j, _mm512_fmadd_ps(c, sum, part[j]));
-    }
-}
-
-K_TARGET_AVX512 static void soften_f32(struct block *b, int64_t keys)
-{
-    __m512 most[WIDE], part[WIDE];
-
-    new_most(b, most, part);
-    for (int64_t k = 0; k < keys; k++) {
-        float *s = b->s + k * WIDE_ROW;
-
+    for (int64_t r = 0; r < rows; r++, p += WIDE_ROW) {
         UNROLL
         for (int j = 0; j < WIDE; j++) {
-            __m512 p =
-                exp2_f32(_mm512_sub_ps(_mm512_loadu_ps(s + 16 * j), most[j]));
+            __m512i two = _mm512_loadu_si512(p + 16 * j);
+            __m512 p0 = (__m512)_mm512_slli_epi32(two, 16);
+            __m512 p1 = (__m512)_mm512_and_si512(two, odd);
 
-            part[j] = _mm512_add_ps(part[j], p);
-            _mm512_storeu_ps(s + 16 * j, p);
+            p0 = _mm512_mul_ps(p0, c[j]);
+            p1 = _mm512_mul_ps(p1, c[j]);
+            two = _mm512_or_si512(_mm512_srli_epi32((__m512i)p0, 16),
+                                  _mm512_and_si512((__m512i)p1, odd));
+            _mm512_storeu_si512(p + 16 * j, two);
         }
     }
-    new_sum(b, part);
 }
 
-K_TARGET_BF16 static void soften_bf16(struct block *b, int64_t keys)
+/* For scores up to top; c: what becomes of the weights so far. */
+K_TARGET_AVX512 static __attribute__((noinline)) void
+raise_most(struct block *b, const __m512 top[WIDE], int64_t d, __m512 c[WIDE])
+{
+    for (int j = 0; j < WIDE; j++) {
+        __m512 old = _mm512_loadu_ps(b->most + 16 * j);
+        __m512 up = _mm512_roundscale_ps(top[j], _MM_FROUND_TO_POS_INF |
+                                                     _MM_FROUND_NO_EXC);
+        __m512 most = _mm512_max_ps(up, old); /* old if up is NaN */
+
+        c[j] = _mm512_scalef_ps(_mm512_set1_ps(1), _mm512_sub_ps(old, most));
+        _mm512_storeu_ps(b->most + 16 * j, most);
+    }
+    times(b->sum, 1, c);
+    times(b->part, 1, c);
+    times(b->o, d, c);
+}
+
+/* Products become scores, rounded to what they are compared as; top: the
+ * largest. */
+K_TARGET_AVX512 K_INLINE void score_tile(__m512 acc[][WIDE], int rows,
+                                         float scale, __m512 top[WIDE])
+{
+    __m512 c = _mm512_set1_ps(scale);
+
+    UNROLL
+    for (int j = 0; j < WIDE; j++) {
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            acc[r][j] = _mm512_mul_ps(acc[r][j], c);
+            top[j] = r ? _mm512_max_ps(top[j], acc[r][j]) : acc[r][j];
+        }
+    }
+}
+
+/* Writes the weights of 16 queries for products that are key i's and the next
+ * ones'. Returns their sum. */
+K_TARGET_AVX512 K_INLINE __m512 weights_f32(struct block *b, int64_t i,
+                                            __m512 acc[][WIDE], int rows, int j,
+                                            __m512 scale)
+{
+    __m512 most = _mm512_loadu_ps(b->most + 16 * j);
+    __m512 sum = _mm512_setzero_ps();
+
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        __m512 p = exp2_f32(_mm512_fmsub_ps(acc[r][j], scale, most));
+
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(b->s + (i + r) * WIDE_ROW + 16 * j, p);
+    }
+    return sum;
+}
+
+/* The same to pairs; i is even, and what has no partner gets one of 0. */
+K_TARGET_BF16 K_INLINE __m512 weights_bf16(struct block *b, int64_t i,
+                                           __m512 acc[][WIDE], int rows, int j,
+                                           __m512 scale)
 {
     static const uint16_t order[32] = {
         0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    __m512i zip = _mm512_loadu_si512(order);
-    __m512 most[WIDE], part[WIDE];
+    __m512i zip = _mm512_loadu_si512(order), two;
+    __m512 most = _mm512_loadu_ps(b->most + 16 * j);
+    __m512 sum = _mm512_setzero_ps();
 
-    new_most(b, most, part);
-    if (keys % 2) /* its partner weighs nothing */
-        for (int j = 0; j < WIDE_ROW; j++)
-            b->s[keys * WIDE_ROW + j] = -FLT_MAX;
-    for (int64_t k = 0; k < keys; k += 2) {
-        const float *s = b->s + k * WIDE_ROW;
+    UNROLL
+    for (int r = 0; r < rows; r += 2) {
+        __m512 p0 = exp2_bf16(_mm512_fmsub_ps(acc[r][j], scale, most));
+        __m512 p1 = _mm512_setzero_ps();
 
-        UNROLL
-        for (int j = 0; j < WIDE; j++) {
-            __m512 p0 =
-                exp2_bf16(_mm512_sub_ps(_mm512_loadu_ps(s + 16 * j), most[j]));
-            __m512 p1 = exp2_bf16(
-                _mm512_sub_ps(_mm512_loadu_ps(s + WIDE_ROW + 16 * j), most[j]));
-            __m512i two = (__m512i)_mm512_cvtne2ps_pbh(p1, p0);
-
-            part[j] = _mm512_add_ps(part[j], _mm512_add_ps(p0, p1));
-            _mm512_storeu_si512(b->pair + k / 2 * WIDE_ROW + 16 * j,
-                                _mm512_permutexvar_epi16(zip, two));
-        }
+        if (r + 1 < rows)
+            p1 = exp2_bf16(_mm512_fmsub_ps(acc[r + 1][j], scale, most));
+        sum = _mm512_add_ps(sum, _mm512_add_ps(p0, p1));
+        two = (__m512i)_mm512_cvtne2ps_pbh(p1, p0);
+        _mm512_storeu_si512(b->pair + (i + r) / 2 * WIDE_ROW + 16 * j,
+                            _mm512_permutexvar_epi16(zip, two));
     }
-    new_sum(b, part);
+    return sum;
+}
+
+/* Weights for the products of a tile, the first of key i. `multiply` makes
+ * those of the block before them smaller. */
+#define WEIGH_TILE(type, target, multiply)                                     \
+    target K_INLINE void weigh_tile_##type(struct block *b,                    \
+                                           __m512 acc[][WIDE], int rows,       \
+                                           int64_t i, int64_t d, float scale)  \
+    {                                                                          \
+        __m512 by = _mm512_set1_ps(scale), sum[WIDE], top[WIDE], c[WIDE];      \
+                                                                               \
+        for (;;) {                                                             \
+            unsigned above = 0;                                                \
+                                                                               \
+            UNROLL                                                             \
+            for (int j = 0; j < WIDE; j++) {                                   \
+                sum[j] = weights_##type(b, i, acc, rows, j, by);               \
+                above |= _mm512_cmp_ps_mask(                                   \
+                    sum[j], _mm512_set1_ps(MOST_WEIGHT), _CMP_GT_OQ);          \
+            }                                                                  \
+            if (__builtin_expect(!above, 1))                                   \
+                break;                                                         \
+            score_tile(acc, rows, scale, top);                                 \
+            by = _mm512_set1_ps(1); /* now none is above */                    \
+            raise_most(b, top, d, c);                                          \
+            multiply;                                                          \
+        }                                                                      \
+        UNROLL                                                                 \
+        for (int j = 0; j < WIDE; j++)                                         \
+            add(b->part + 16 * j, sum[j]);                                     \
+    }
+
+WEIGH_TILE(f32, K_TARGET_AVX512, times(b->s, i, c))
+WEIGH_TILE(bf16, K_TARGET_BF16, pairs_times(b->pair, i / 2, c))
+
+K_TARGET_AVX512 K_INLINE void add_part(struct block *b)
+{
+    UNROLL
+    for (int j = 0; j < WIDE; j++)
+        add(b->sum + 16 * j, _mm512_loadu_ps(b->part + 16 * j));
+}
+
+/* ---- both products ---- */
+
+/* The first row of a tile is row i. */
+#define WEIGH(type)                                                            \
+    do {                                                                       \
+        __m512 acc[rows][WIDE];                                                \
+                                                                               \
+        zero(acc, rows);                                                       \
+        tile_##type(acc, rows, &f);                                            \
+        weigh_tile_##type(b, acc, rows, i, d, scale);                          \
+    } while (0)
+
+#define MIX(type)                                                              \
+    do {                                                                       \
+        __m512 acc[rows][WIDE];                                                \
+                                                                               \
+        zero(acc, rows);                                                       \
+        tile_##type(acc, rows, &f);                                            \
+        mix_end(acc, rows, b->o + i * WIDE_ROW);                               \
+    } while (0)
+
+/* A block's share is added up by itself first: one chain of additions over all
+ * keys would cost digits. */
+K_TARGET_AVX512 K_INLINE void mix_end(__m512 acc[][WIDE], int rows, float *o)
+{
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int j = 0; j < WIDE; j++)
+            add(o + r * WIDE_ROW + 16 * j, acc[r][j]);
+    }
+}
+
+K_TARGET_AVX512 static void weigh_f32(struct block *b, const void *k,
+                                      int64_t row, int64_t keys, int64_t d,
+                                      float scale)
+{
+    const char *base = k;
+    struct factor f = {base, row, 4, d, b->q};
+
+    memset(b->part, 0, WIDE_ROW * sizeof *b->part);
+    TILES(keys, WEIGH(f32))
+    add_part(b);
+}
+
+K_TARGET_BF16 static void weigh_bf16(struct block *b, const void *k,
+                                     int64_t row, int64_t keys, int64_t d,
+                                     float scale)
+{
+    const char *base = k;
+    struct factor f = {base, row, 4, d / 2, b->q};
+
+    memset(b->part, 0, WIDE_ROW * sizeof *b->part);
+    TILES(keys, WEIGH(bf16))
+    add_part(b);
+}
+
+K_TARGET_AVX512 static void mix_f32(struct block *b, const void *v, int64_t row,
+                                    int64_t keys, int64_t d)
+{
+    const char *base = v;
+    struct factor f = {base, 4, row, keys, b->s};
+
+    TILES(d, MIX(f32))
+}
+
+K_TARGET_BF16 static void mix_bf16(struct block *b, const void *v, int64_t row,
+                                   int64_t keys, int64_t d)
+{
+    const char *base = v;
+    struct factor f = {base, 4, row, k_ceil_div(keys, 2), b->pair};
+
+    TILES(d, MIX(bf16))
 }
 
 K_TARGET_AVX512 static void load_wide(float *to, const void *from,
@@ -347,8 +415,7 @@ static const struct engine engine_f32 = {
     .queries = WIDE_ROW,
     .form = PLAIN,
     .load = load_wide,
-    .score = score_f32,
-    .soften = soften_f32,
+    .weigh = weigh_f32,
     .mix = mix_f32,
     .store = store_wide,
 };
@@ -356,8 +423,7 @@ static const struct engine engine_bf16 = {
     .queries = WIDE_ROW,
     .form = PAIRS,
     .load = load_wide,
-    .score = score_bf16,
-    .soften = soften_bf16,
+    .weigh = weigh_bf16,
     .mix = mix_bf16,
     .store = store_wide,
 };
@@ -404,66 +470,48 @@ TARGET_AMX K_INLINE void add_squares(const uint16_t *square, int64_t step,
     }
 }
 
-K_TARGET_AVX512 K_INLINE void scale_rows(float *s, int64_t rows, float *most,
-                                         float scale)
-{
-    __m512 c = _mm512_set1_ps(scale), m[WIDE];
+/* Weights of `rows` keys, the first of them key i, whose sums are at s. */
+#define WEIGH_ROWS                                                             \
+    do {                                                                       \
+        __m512 acc[rows][WIDE];                                                \
+                                                                               \
+        UNROLL                                                                 \
+        for (int u = 0; u < rows; u++) {                                       \
+            UNROLL                                                             \
+            for (int j = 0; j < WIDE; j++)                                     \
+                acc[u][j] = _mm512_loadu_ps(s + u * WIDE_ROW + 16 * j);        \
+        }                                                                      \
+        weigh_tile_bf16(b, acc, rows, i, d, scale);                            \
+    } while (0)
 
-    UNROLL
-    for (int j = 0; j < WIDE; j++)
-        m[j] = _mm512_loadu_ps(most + 16 * j);
-    for (int64_t r = 0; r < rows; r++, s += WIDE_ROW) {
-        UNROLL
-        for (int j = 0; j < WIDE; j++) {
-            __m512 x = _mm512_mul_ps(_mm512_loadu_ps(s + 16 * j), c);
-
-            m[j] = _mm512_max_ps(m[j], x);
-            _mm512_storeu_ps(s + 16 * j, x);
-        }
-    }
-    UNROLL
-    for (int j = 0; j < WIDE; j++)
-        _mm512_storeu_ps(most + 16 * j, m[j]);
-}
-
-TARGET_AMX static void score_amx(struct block *b, const void *k, int64_t row,
+TARGET_AMX static void weigh_amx(struct block *b, const void *k, int64_t row,
                                  int64_t keys, int64_t d, float scale)
 {
     const uint16_t *square = k;
+    float *sum = b->s;
     int64_t n = k_ceil_div(d, 32);
 
     (void)row;
-    memcpy(b->shrink, b->most, WIDE_ROW * sizeof *b->most);
+    memset(b->part, 0, WIDE_ROW * sizeof *b->part);
     WRITTEN;
-    for (int64_t i = 0; i < keys; i += 16) {
-        float *sum = b->s + i * WIDE_ROW;
+    for (int64_t first = 0; first < keys; first += 16) {
+        int64_t end = k_min(first + 16, keys);
+        const float *s = sum;
 
         SUMS(SUM_ZERO);
         add_squares(square, SQUARE, b->q, n);
         SUMS(SUM_KEEP);
-        scale_rows(sum, k_min(16, keys - i), b->shrink, scale);
+        WRITTEN;
+        for (int64_t i = first; i < end; i += 4, s += 4 * WIDE_ROW)
+            switch (k_min(4, end - i)) {
+                TILE_CASE(1, WEIGH_ROWS);
+                TILE_CASE(2, WEIGH_ROWS);
+                TILE_CASE(3, WEIGH_ROWS);
+                TILE_CASE(4, WEIGH_ROWS);
+            }
         square += n * SQUARE;
     }
-}
-
-/* The result so far, for the new maximum. */
-K_TARGET_AVX512 K_INLINE void shrink_rows(float *o, int64_t rows,
-                                          const float *shrink)
-{
-    __m512 c[WIDE], one = _mm512_set1_ps(1);
-    int same = 0xffff;
-
-    UNROLL
-    for (int j = 0; j < WIDE; j++) {
-        c[j] = _mm512_loadu_ps(shrink + 16 * j);
-        same &= _mm512_cmp_ps_mask(c[j], one, _CMP_EQ_OQ);
-    }
-    for (int64_t r = 0; r < rows && same != 0xffff; r++, o += WIDE_ROW) {
-        UNROLL
-        for (int j = 0; j < WIDE; j++)
-            _mm512_storeu_ps(o + 16 * j,
-                             _mm512_mul_ps(_mm512_loadu_ps(o + 16 * j), c[j]));
-    }
+    add_part(b);
 }
 
 TARGET_AMX static void mix_amx(struct block *b, const void *v, int64_t row,
@@ -475,7 +523,6 @@ TARGET_AMX static void mix_amx(struct block *b, const void *v, int64_t row,
     (void)row;
     memset(b->pair + pairs * WIDE_ROW, 0,
            (size_t)((end - pairs) * WIDE_ROW) * sizeof *b->pair);
-    shrink_rows(b->o, d, b->shrink);
     WRITTEN;
     for (int64_t i = 0; i < high; i++) {
         float *sum = b->o + i * 16 * WIDE_ROW;
@@ -552,8 +599,7 @@ static const struct engine engine_amx = {
     .queries = WIDE_ROW,
     .form = SQUARES,
     .load = load_amx,
-    .score = score_amx,
-    .soften = soften_bf16,
+    .weigh = weigh_amx,
     .mix = mix_amx,
     .store = store_amx,
     .copy = copy_square,
