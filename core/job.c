@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 #include "device.h"
+#include "host.h"
 #include "job.h"
 #include "picture_job.h"
 #include "progress.h"
@@ -576,8 +577,9 @@ static int feed(struct run *r, struct mp_error *err)
 static int count_cores(void)
 {
     cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 
-    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    return mp_host_cpus(n, "");
 }
 
 /* Threads leave signals to the main thread. */

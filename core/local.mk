@@ -32,6 +32,7 @@ libmpipe_la_SOURCES = \
 	%reldir%/device.c %reldir%/device.h \
 	%reldir%/fold.c %reldir%/fold.h \
 	%reldir%/graph.c %reldir%/graph_impl.h \
+	%reldir%/host.c %reldir%/host.h \
 	%reldir%/image.h \
 	%reldir%/inputs.c %reldir%/inputs.h \
 	%reldir%/job.c %reldir%/job.h \

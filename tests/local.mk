@@ -13,6 +13,7 @@ unit_tests = \
 	%reldir%/test_eval \
 	%reldir%/test_fold \
 	%reldir%/test_heads \
+	%reldir%/test_host \
 	%reldir%/test_image \
 	%reldir%/test_inputs \
 	%reldir%/test_job \

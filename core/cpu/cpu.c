@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 #include "cpu/cpu.h"
+#include "host.h"
 #include "module.h"
 
 #define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
@@ -45,15 +45,16 @@ static int cpu_probe(struct mp_error *err)
 
 static int cpu_info(int index, struct mp_device_info *out, struct mp_error *err)
 {
+    struct mp_host_memory host;
     char model[80];
 
     if (index != 0)
         return mp_fail(err, MP_EINVAL, "cpu:%d: there is only cpu", index);
     model_name(model, sizeof model);
     snprintf(out->name, sizeof out->name, "%s, %d cores, %s", model,
-             omp_get_num_procs(), k_isa());
-    out->memory =
-        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+             mp_host_cpus(omp_get_num_procs(), ""), k_isa());
+    mp_host_memory(&host, "");
+    out->memory = host.total;
     return 0;
 }
 
@@ -66,7 +67,8 @@ static int cpu_open(struct mp_device **out, const struct mp_device_conf *conf,
     if (!d)
         return mp_fail(err, MP_ENOMEM, "out of memory");
     d->conf = *conf;
-    d->threads = conf->threads > 0 ? conf->threads : omp_get_num_procs();
+    d->threads = conf->threads > 0 ? conf->threads
+                                   : mp_host_cpus(omp_get_num_procs(), "");
     st = dnnl_engine_create(&d->engine, dnnl_cpu, 0);
     if (st == dnnl_success)
         st = dnnl_stream_create(&d->stream, d->engine,
@@ -123,28 +125,15 @@ static void *get_memory(size_t bytes)
     return p;
 }
 
-/* What a new process could have without swapping. */
-static uint64_t free_memory(void)
-{
-    FILE *f = fopen("/proc/meminfo", "r");
-    unsigned long long kib = 0;
-    char line[128];
-
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return (uint64_t)kib << 10;
-}
-
 static int cpu_memory(struct mp_device *d, struct mp_device_memory *out,
                       struct mp_error *err)
 {
+    struct mp_host_memory host;
+
     (void)err;
-    out->total =
-        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    out->free = free_memory();
+    mp_host_memory(&host, "");
+    out->total = host.total;
+    out->free = host.free;
     out->free -= d->late < out->free ? d->late : out->free;
     out->ours = d->allocated + d->store.bytes;
     return 0;
@@ -619,12 +608,16 @@ static void cpu_plan_free(struct mp_plan *plan)
  * cache, every step of a run would read them from the disk again. */
 static int has_room(const struct mp_program *p)
 {
+    struct mp_host_memory host;
     uint64_t bytes = 0;
 
+    if (p->once)
+        return 1;
+    mp_host_memory(&host, "");
     for (size_t i = 0; i < p->nvalue; i++)
         if (p->value[i].place == MP_CONSTANT)
             bytes += p->value[i].count * sizeof(float);
-    return p->once || bytes + bytes / 2 < free_memory();
+    return bytes + bytes / 2 < host.free;
 }
 
 /* ---- scratch ---- */
