@@ -11,11 +11,12 @@
 
 #define MIB ((uint64_t)1 << 20)
 
-static char root[] = "/tmp/mpipe-host-XXXXXX";
+#define TEMPLATE "/tmp/mpipe-host-XXXXXX" /* mkdtemp() fills it in */
+static char root[] = TEMPLATE;
 
 static void begin(void)
 {
-    memcpy(root + sizeof root - 7, "XXXXXX", 6);
+    memcpy(root, TEMPLATE, sizeof root);
     ck_assert_ptr_nonnull(mkdtemp(root));
 }
 
