@@ -4,9 +4,10 @@
  *
  * Constants that must be computed are computed by the same machinery: a
  * program of their own, run once on the same device in f32. Small ones go
- * together in one program, big ones (convolutions with a batch norm in them)
- * one by one and only when the backend asks, so that no second copy of the
- * model is ever held.
+ * together in one program, big ones (transposed convolutions with a batch norm
+ * in them) one by one and only when the backend asks, so that no second copy of
+ * the model is ever held. Of other convolutions with a batch norm it may have
+ * the weights as the file has them, and what their rows are multiplied by.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -23,21 +24,31 @@ struct slot {      /* a value's life in the arena */
     size_t bytes;
 };
 
+/* What a program for constants has computed: where it did, or a copy. */
+struct results {
+    mp_addr arena;
+    float *copy;
+    struct results *next;
+};
+
 struct builder {
     struct mp_net *net;
     const struct mp_backend *backend;
     struct mp_device *device;
     enum mp_dtype precision;
+    const struct mp_arena *arena; /* idle while this compiles, or NULL */
     struct mp_program program;
     struct mp_value *value;
     struct mp_step *step;
-    struct slot *slot;  /* per value */
-    uint32_t *value_of; /* per node: value + 1 */
-    uint32_t *node_of;  /* per value */
-    uint32_t *outside;  /* per block: which address is its, + 1 */
-    uint8_t *leaf;      /* per node: given, not computed by this program */
-    float **computed;   /* per node: folded constants; shared by builders */
-    float *held;        /* what constant() converted, until release() */
+    struct slot *slot;      /* per value */
+    uint32_t *value_of;     /* per node: value + 1 */
+    uint32_t *node_of;      /* per value */
+    uint32_t *outside;      /* per block: which address is its, + 1 */
+    uint8_t *leaf;          /* per node: given, not computed by this program */
+    const float **computed; /* per node: folded constants; shared */
+    struct results *small;  /* what they lie in */
+    struct results *large;  /* the same, until release() */
+    float *held;            /* what constant() converted, until then */
     struct mp_error *err;
 };
 
@@ -410,9 +421,65 @@ done:
 /* ---- constants ---- */
 
 static int compute(struct builder *b, const uint32_t *wanted, size_t n,
-                   struct mp_error *err);
+                   struct results **list, struct mp_error *err);
 
-/* Compute every small constant that some step of b wants, together. */
+/* What a checkpoint has that needs no conversion. */
+static int is_plain(const struct mp_weight_info *w)
+{
+    return w && w->dense && w->dtype == MP_F32 &&
+           (uintptr_t)w->data % sizeof(float) == 0;
+}
+
+/* A weight of a checkpoint, or a slice of each of its rows. */
+struct rows {
+    const struct mp_weight_info *weight; /* NULL: it is neither */
+    size_t first, row;                   /* floats */
+};
+
+static struct rows rows_of(const struct mp_net *net, uint32_t id)
+{
+    const struct mp_node_def *n = &net->node[id], *all = n;
+    int is_slice = n->op == MP_OP_SLICE && n->attr.axis == 1;
+    uint32_t leaf = given(net, is_slice ? n->in[0] : id);
+    struct rows r = {.weight = leaf ? net->node[leaf].weight : NULL};
+
+    if (!is_plain(r.weight))
+        return (struct rows){.weight = NULL};
+    if (is_slice)
+        all = &net->node[n->in[0]];
+    r.row = (size_t)mp_shape_count(all->ndim - 1, all->dim + 1);
+    if (is_slice)
+        r.first = (size_t)n->attr.start * (r.row / (size_t)all->dim[1]);
+    return r;
+}
+
+/* What the rows of a constant are to be multiplied by, which else are as a
+ * checkpoint has them: 0: it is no such product. */
+static uint32_t scale_of(const struct mp_net *net, uint32_t id)
+{
+    const struct mp_node_def *n = &net->node[id], *scale;
+
+    if (n->op != MP_OP_MUL || !rows_of(net, n->in[0]).weight)
+        return 0;
+    scale = &net->node[n->in[1]];
+    if (scale->op != MP_OP_RESHAPE || scale->ndim != n->ndim ||
+        scale->dim[0] != n->dim[0] ||
+        mp_shape_count(scale->ndim, scale->dim) != n->dim[0])
+        return 0;
+    return scale->in[0];
+}
+
+static size_t note(uint32_t *list, size_t n, uint32_t id)
+{
+    for (size_t i = 0; i < n; i++)
+        if (list[i] == id)
+            return n;
+    list[n] = id;
+    return n + 1;
+}
+
+/* Compute every small constant that some step of b wants, and scales of large
+ * ones, together. */
 static int compute_small(struct builder *b, struct mp_error *err)
 {
     uint32_t *list = calloc(b->program.nvalue + 1, sizeof *list);
@@ -424,33 +491,55 @@ static int compute_small(struct builder *b, struct mp_error *err)
     for (size_t i = 0; i < b->program.nvalue; i++) {
         uint32_t id = b->node_of[i];
 
-        if (b->leaf[id] && !given(b->net, id) && !b->computed[id] &&
-            b->value[i].count * sizeof(float) <= SMALL)
-            list[n++] = id;
+        if (b->leaf[id] && b->value[i].count * sizeof(float) > SMALL)
+            id = scale_of(b->net, id);
+        if (id && b->leaf[id] && !given(b->net, id) && !b->computed[id])
+            n = note(list, n, id);
     }
-    rc = n ? compute(b, list, n, err) : 0;
+    rc = n ? compute(b, list, n, &b->small, err) : 0;
     free(list);
     return rc;
 }
 
-/* What a checkpoint has that needs no conversion. */
-static int is_plain(const struct mp_weight_info *w)
+static void forget(const struct builder *b, struct results **list)
 {
-    return w && w->dense && w->dtype == MP_F32 &&
-           (uintptr_t)w->data % sizeof(float) == 0;
+    while (*list) {
+        struct results *r = *list;
+
+        *list = r->next;
+        if (r->arena)
+            b->backend->free(b->device, r->arena);
+        free(r->copy);
+        free(r);
+    }
 }
 
-static const float *hold(const struct mp_program *p, uint32_t value,
-                         struct mp_mapping **held)
+static int hold(const struct mp_program *p, uint32_t value,
+                struct mp_held_weight *out, struct mp_error *err)
 {
     struct builder *b = p->user;
-    uint32_t leaf = given(b->net, b->node_of[value]);
-    const struct mp_weight_info *w = leaf ? b->net->node[leaf].weight : NULL;
+    uint32_t id = b->node_of[value], scale = 0;
+    struct rows r = {.weight = NULL};
+    int rc = 0;
 
-    if (!is_plain(w))
-        return NULL;
-    *held = mp_mapping_hold(w->mapping);
-    return w->data;
+    if (given(b->net, id)) {
+        r = rows_of(b->net, id);
+    } else if (b->value[value].count * sizeof(float) > SMALL) {
+        scale = scale_of(b->net, id);
+        if (scale)
+            r = rows_of(b->net, b->net->node[id].in[0]);
+        if (scale && !b->computed[scale])
+            rc = compute_small(b, err);
+    }
+    if (rc || !r.weight)
+        return rc;
+    *out = (struct mp_held_weight){
+        .mapping = mp_mapping_hold(r.weight->mapping),
+        .data = (const float *)r.weight->data + r.first,
+        .row = r.row,
+        .scale = scale ? b->computed[scale] : NULL,
+    };
+    return 1;
 }
 
 static void drop(struct mp_mapping *held, const void *data, size_t bytes)
@@ -482,7 +571,7 @@ static int constant(const struct mp_program *p, uint32_t value,
     } else {
         if (!b->computed[id])
             rc = bytes <= SMALL ? compute_small(b, err)
-                                : compute(b, &id, 1, err);
+                                : compute(b, &id, 1, &b->large, err);
         *data = b->computed[id];
     }
     return rc;
@@ -498,7 +587,7 @@ static void release(const struct mp_program *p, uint32_t value)
     if (leaf && b->net->node[leaf].weight)
         mp_weight_forget(b->net->node[leaf].weight);
     else if (!leaf && b->value[value].count * sizeof(float) > SMALL) {
-        free(b->computed[id]);
+        forget(b, &b->large);
         b->computed[id] = NULL;
     }
 }
@@ -566,32 +655,44 @@ done:
     return rc;
 }
 
-static int fetch(struct builder *b, struct builder *sub, const uint32_t *wanted,
-                 size_t n, mp_addr arena, struct mp_error *err)
+/* The results of n nodes: where the host can read them they stay. */
+static int fetch(struct builder *b, const struct builder *sub,
+                 const uint32_t *wanted, size_t n, mp_addr arena,
+                 struct results *r, struct mp_error *err)
 {
-    for (size_t i = 0; i < n; i++) {
-        const struct mp_value *v = &sub->value[sub->value_of[wanted[i]] - 1];
-        float *p = malloc(bytes_of(v) ? bytes_of(v) : 1);
-        uint64_t ticket = 0;
-        int rc, rc2;
+    size_t bytes = 1;
+    char *at;
+    int rc = 0;
 
-        if (!p)
-            return no_memory(err);
-        rc = b->backend->get(b->device, p, arena + v->offset, bytes_of(v),
-                             &ticket, err);
-        rc2 = b->backend->wait(b->device, ticket, rc ? NULL : err);
-        if (rc || rc2) {
-            free(p);
-            return rc ? rc : rc2;
+    for (size_t i = 0; i < n; i++)
+        bytes += bytes_of(&sub->value[sub->value_of[wanted[i]] - 1]);
+    if (!b->backend->host && !(r->copy = malloc(bytes)))
+        return no_memory(err);
+    at = (char *)r->copy;
+    for (size_t i = 0; i < n && !rc; i++) {
+        const struct mp_value *v = &sub->value[sub->value_of[wanted[i]] - 1];
+        mp_addr from = arena + v->offset;
+        uint64_t ticket = 0;
+        int rc2;
+
+        if (b->backend->host) {
+            b->computed[wanted[i]] = (const float *)(uintptr_t)from;
+            continue;
         }
-        b->computed[wanted[i]] = p;
+        rc = b->backend->get(b->device, at, from, bytes_of(v), &ticket, err);
+        rc2 = b->backend->wait(b->device, ticket, rc ? NULL : err);
+        rc = rc ? rc : rc2;
+        b->computed[wanted[i]] = rc ? NULL : (const float *)(void *)at;
+        at += bytes_of(v);
     }
-    return 0;
+    return rc;
 }
 
-/* Run the program of these constants; its own constants are what is given. */
+/* Run the program of these constants; its own constants are what is given. What
+ * they lie in goes into the list; small ones lie in the session's arena, which
+ * is idle now: memory that is touched later anyway. */
 static int compute(struct builder *b, const uint32_t *wanted, size_t n,
-                   struct mp_error *err)
+                   struct results **list, struct mp_error *err)
 {
     struct builder sub = {.net = b->net,
                           .backend = b->backend,
@@ -599,27 +700,39 @@ static int compute(struct builder *b, const uint32_t *wanted, size_t n,
                           .precision = MP_F32,
                           .computed = b->computed,
                           .err = err};
+    struct results *r = calloc(1, sizeof *r);
     struct mp_plan *plan = NULL;
-    mp_addr arena = 0;
+    mp_addr at = 0;
     int rc;
 
     sub.program.once = 1;
     sub.leaf = calloc(b->net->nnode, 1);
-    if (!sub.leaf)
+    if (!sub.leaf || !r) {
+        free(sub.leaf);
+        free(r);
         return no_memory(err);
+    }
+    r->next = *list;
+    *list = r;
     for (uint32_t i = 1; i < b->net->nnode; i++)
         sub.leaf[i] = given(b->net, i) != 0;
     rc = build(&sub, wanted, n);
     if (!rc)
         rc = b->backend->compile(b->device, &sub.program, &plan, err);
+    if (list == &b->small && !r->next && b->arena &&
+        sub.program.arena <= b->arena->bytes)
+        at = b->arena->at;
+    if (!rc && !at)
+        rc = b->backend->alloc(b->device, sub.program.arena, &r->arena, err);
+    at = at ? at : r->arena;
     if (!rc)
-        rc = b->backend->alloc(b->device, sub.program.arena, &arena, err);
+        rc = b->backend->run(plan, at, NULL, NULL, err);
     if (!rc)
-        rc = b->backend->run(plan, arena, NULL, NULL, err);
-    if (!rc)
-        rc = fetch(b, &sub, wanted, n, arena, err);
-    if (arena)
-        b->backend->free(b->device, arena);
+        rc = fetch(b, &sub, wanted, n, at, r, err);
+    if (r->arena && r->copy) {
+        b->backend->free(b->device, r->arena);
+        r->arena = 0;
+    }
     b->backend->plan_free(plan);
     builder_free(&sub);
     return rc;
@@ -712,8 +825,8 @@ static int prepare(struct builder *b, struct mp_net *net,
 
 static void builder_close(struct builder *b)
 {
-    for (size_t i = 0; b->computed && i < b->net->nnode; i++)
-        free(b->computed[i]);
+    forget(b, &b->small);
+    forget(b, &b->large);
     free(b->computed);
     builder_free(b);
     mp_net_free(b->net);
@@ -732,6 +845,10 @@ int mp_session_new(struct mp_session **out, struct mp_arena *a,
         return no_memory(err);
     s->arena = a;
     rc = prepare(&b, &net, a, g, precision, err);
+    if (!rc && a->backend->host) {
+        rc = mp_arena_fit(a, b.program.arena, err);
+        b.arena = a;
+    }
     if (!rc)
         rc = a->backend->compile(a->device, &b.program, &s->plan, err);
     if (!rc)

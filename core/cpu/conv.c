@@ -334,8 +334,7 @@ static int run_blocks(const struct mp_plan *plan, size_t i,
     int rc;
 
     a.plain = w->late && k_conv_plain(&a);
-    rc = cpu_data(&weights, plan, w, a.plain ? NULL : weights_room(plan, i),
-                  err);
+    rc = cpu_data(&weights, plan, w, a.plain, weights_room(plan, i), err);
     if (!rc)
         k_conv(&a, (struct k_out){plan->at[s->out], y->dtype},
                operand(plan, i, 0), weights,
@@ -654,7 +653,7 @@ static int take_weights(struct cpu_step *c, struct mp_plan *plan,
         rc = variable_weights(c, plan, dn_borrow(&plain), want, err);
     dn_desc_free(&plain);
     if (!rc && c->constant[1])
-        weights_scratch(c, c->constant[1]->late);
+        weights_scratch(c, cpu_room(c->constant[1], 0));
     if (!rc)
         rc = cpu_status(memory(&c->weights, want, plan,
                                c->constant[1] ? c->constant[1]->data : NULL),
@@ -797,8 +796,8 @@ static int take_kernel(struct cpu_step *c, struct mp_plan *plan,
                   NULL, err);
     if (!rc)
         c->scratch = c->way->scratch(plan, i);
-    if (!rc && !k_conv_plain(&a))
-        weights_scratch(c, c->constant[1]->late);
+    if (!rc)
+        weights_scratch(c, cpu_room(c->constant[1], k_conv_plain(&a)));
     if (!rc && has(s, 2))
         rc = cpu_pack(&c->constant[2], plan, p, s->in[2], c->way->bias, NULL,
                       NULL, err);
@@ -928,7 +927,7 @@ int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err)
     if (c->way->run)
         return c->way->run(plan, i, err);
     if (c->constant[1])
-        rc = cpu_data(&weights, plan, c->constant[1], weights_room(plan, i),
+        rc = cpu_data(&weights, plan, c->constant[1], 0, weights_room(plan, i),
                       err);
     if (rc)
         return rc;

@@ -139,9 +139,9 @@ static int cpu_memory(struct mp_device *d, struct mp_device_memory *out,
     return 0;
 }
 
-/* While a plan is compiled, a block that is freed is kept for the next that
- * fits: most of the time of a short use of a large one is the system's, which
- * clears it. */
+/* While a plan is compiled, or what it holds is packed, a block that is freed
+ * is kept for the next that fits: most of the time of a short use of a large
+ * one is the system's, which clears it. */
 static void *take(struct mp_device *d, size_t bytes)
 {
     void *p = d->spare;
@@ -159,12 +159,20 @@ static void give_back(struct mp_device *d, void *p)
 {
     void *less = p;
 
-    if (d->compiling && malloc_usable_size(p) > malloc_usable_size(d->spare)) {
+    if (d->sparing && malloc_usable_size(p) > malloc_usable_size(d->spare)) {
         less = d->spare;
         d->spare = p;
     }
     d->allocated -= malloc_usable_size(less);
     free(less);
+}
+
+static void keep_no_spare(struct mp_device *d)
+{
+    if (--d->sparing)
+        return;
+    give_back(d, d->spare);
+    d->spare = NULL;
 }
 
 static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
@@ -305,6 +313,8 @@ static void let_go(struct mp_device *d, struct packed *k)
 {
     k->drop(k->held, k->data, k->bytes);
     k->held = NULL;
+    free(k->scale);
+    k->scale = NULL;
     d->late -= k->late;
     k->late = 0;
 }
@@ -453,30 +463,69 @@ static dn_desc layout(const struct packed *k, const dn_own_desc *d)
 
 /* 1: it stays where it is; 0: it cannot. */
 static int hold(struct packed *k, struct mp_device *d,
-                const struct mp_program *p, uint32_t value)
+                const struct mp_program *p, uint32_t value,
+                struct mp_error *err)
 {
-    const float *data = p->hold(p, value, &k->held);
+    const struct mp_value *v = &p->value[value];
+    size_t rows = v->ndim ? (size_t)v->dim[0] : 1;
+    struct mp_held_weight w;
+    int rc = p->hold(p, value, &w, err);
 
-    if (!data)
-        return 0;
-    k->data = data;
-    k->type = MP_F32;
-    k->value = p->value[value];
-    k->bytes = k->value.count * sizeof *data;
+    if (rc <= 0)
+        return rc;
+    k->held = w.mapping;
     k->drop = p->drop;
+    k->data = w.data;
+    k->row = w.row;
+    k->type = MP_F32;
+    k->value = *v;
+    k->bytes = ((rows - 1) * w.row + v->count / rows) * sizeof *w.data;
+    if (w.scale) {
+        k->scale = malloc(rows * sizeof *k->scale);
+        if (!k->scale)
+            return mp_fail(err, MP_ENOMEM, "out of memory");
+        memcpy(k->scale, w.scale, rows * sizeof *k->scale);
+    }
     if (k->has_desc || k->form != AS_GIVEN)
-        k->late = bytes_of(k, &k->value, layout(k, &k->desc));
+        k->late = bytes_of(k, v, layout(k, &k->desc));
     d->late += k->late;
     return 1;
+}
+
+/* What is held, plain; in room, if it lies otherwise. */
+static const float *plain_of(const struct packed *k, float *room)
+{
+    int64_t n = (int64_t)k->value.count / k->value.dim[0];
+
+    if (!k->scale)
+        return k->data;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < k->value.dim[0]; i++) {
+        const float *from = (const float *)k->data + i * (int64_t)k->row;
+
+        for (int64_t j = 0; j < n; j++)
+            room[i * n + j] = from[j] * k->scale[i];
+    }
+    return room;
+}
+
+static size_t plain_room(const struct packed *k)
+{
+    return k->scale ? (k->value.count * sizeof(float) + 63) / 64 * 64 : 0;
 }
 
 /* Packs what is held. Without memory for it, it stays where it is. */
 static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
 {
     struct packed now = {.form = k->form};
-    int rc = pack_now(&now, d, &k->value, k->data, layout(k, &k->desc),
-                      layout(k, &k->plain), err);
+    float *room = k->scale ? take(d, plain_room(k)) : NULL;
+    int rc;
 
+    if (k->scale && !room)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    rc = pack_now(&now, d, &k->value, plain_of(k, room), layout(k, &k->desc),
+                  layout(k, &k->plain), err);
+    give_back(d, room);
     if (rc)
         return rc;
     let_go(d, k);
@@ -486,13 +535,25 @@ static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
     return 0;
 }
 
-int cpu_data(const void **out, const struct mp_plan *plan,
-             const struct packed *k, void *room, struct mp_error *err)
+size_t cpu_room(const struct packed *k, int plain)
 {
-    *out = k->late && room ? room : k->data;
-    if (!k->late || !room)
+    return k->late ? plain_room(k) + (plain ? 0 : k->late) : 0;
+}
+
+int cpu_data(const void **out, const struct mp_plan *plan,
+             const struct packed *k, int plain, void *room,
+             struct mp_error *err)
+{
+    const float *from;
+
+    *out = k->data;
+    if (!k->late)
         return 0;
-    return pack_into(room, k, plan->device, &k->value, k->data,
+    *out = from = plain_of(k, room);
+    if (plain)
+        return 0;
+    *out = room = (char *)room + plain_room(k);
+    return pack_into(room, k, plan->device, &k->value, from,
                      layout(k, &k->desc), layout(k, &k->plain), err);
 }
 
@@ -521,7 +582,7 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
                                 (form == AS_GIVEN && p->once));
     struct packed *k = look_up(d, v, form, want);
     const float *data;
-    int rc = 0;
+    int rc = 0, held = 0;
 
     if (k && k->held && !stays)
         rc = settle(d, k, err);
@@ -533,12 +594,15 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
     memcpy(k->key, v->key, sizeof k->key);
     k->form = form;
     rc = set_layout(k, want, plain, err);
-    if (!rc && (!stays || !hold(k, d, p, value)))
+    if (!rc && stays)
+        held = hold(k, d, p, value, err);
+    if (!rc && !held) {
         rc = p->constant(p, value, &data, err);
-    if (!rc && !k->held) {
-        rc = pack_now(k, d, v, data, want, plain, err);
+        if (!rc)
+            rc = pack_now(k, d, v, data, want, plain, err);
         p->release(p, value);
     }
+    rc = held < 0 ? held : rc;
     if (!rc)
         rc = use(out, plan, k, err);
     if (rc) {
@@ -561,6 +625,7 @@ static void settle_all(struct mp_plan *plan)
     struct mp_device *d = plan->device;
     int held = 0;
 
+    d->sparing++;
     for (size_t i = 0; i < plan->nuse; i++) {
         struct packed *k = plan->use[i];
 
@@ -570,6 +635,7 @@ static void settle_all(struct mp_plan *plan)
                 settle(d, k, NULL);
         }
     }
+    keep_no_spare(d);
     d->used_held |= held;
 }
 
@@ -727,17 +793,14 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     }
     memcpy(plan->value, p->value, p->nvalue * sizeof *plan->value);
     memcpy(plan->step, p->step, p->nstep * sizeof *plan->step);
-    d->compiling++;
+    d->sparing++;
     omp_set_num_threads(d->threads);
     for (size_t i = 0; i < p->nstep && !rc; i++)
         rc = p->step[i].op == MP_OP_CONV2D || p->step[i].op == MP_OP_DECONV2D
                  ? cpu_conv_compile(plan, p, i, err)
                  : cpu_own_compile(plan, p, i, err);
     omp_set_num_threads(before);
-    if (!--d->compiling) {
-        give_back(d, d->spare);
-        d->spare = NULL;
-    }
+    keep_no_spare(d);
     if (!rc && place_scratch(plan, p->arena))
         rc = mp_fail(err, MP_ENOMEM, "out of memory");
     if (!rc && plan->scratch_bytes) {

@@ -36,10 +36,13 @@ struct packed {
     enum mp_dtype type; /* of plain ones */
     const void *data;   /* in the store, unless they are held */
     size_t bytes, users;
-    /* Not packed (yet): plain f32 in a mapped file. */
+    /* Not packed (yet): f32 in a mapped file, rows of that many numbers, which
+     * are to be multiplied by scale (NULL: plain). */
     struct mp_mapping *held; /* else NULL */
     void (*drop)(struct mp_mapping *held, const void *data, size_t bytes);
     struct mp_value value;
+    size_t row;
+    float *scale;
     size_t late; /* bytes, if it is to be packed later */
     struct packed *next;
 };
@@ -50,8 +53,8 @@ struct mp_device {
     int threads;
     struct mp_device_conf conf;
     size_t allocated;            /* bytes, but for constants */
-    int compiling;               /* so many plans, one for another */
-    void *spare;                 /* then: the largest block that was freed */
+    int sparing;                 /* by so many, one within another: */
+    void *spare;                 /* the largest block that was freed */
     struct packed *packed[1024]; /* by key */
     int used_held;               /* a plan has run with held weights */
     size_t late;                 /* bytes that these will take */
@@ -119,10 +122,12 @@ int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
 
-/* What is in it, in its form: if it is late, packed into room of that size, or
- * as it is held (NULL). */
+/* What is in it, in its form, or plain f32: if it is late, that is made in
+ * `room`, which has so many bytes. */
+size_t cpu_room(const struct packed *k, int plain);
 int cpu_data(const void **out, const struct mp_plan *plan,
-             const struct packed *k, void *room, struct mp_error *err);
+             const struct packed *k, int plain, void *room,
+             struct mp_error *err);
 
 /* Status of a oneDNN call as an error of ours. */
 int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);

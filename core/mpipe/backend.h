@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MP_BACKEND_ABI 9
+#define MP_BACKEND_ABI 10
 
 /* The name under which libltdl finds it. */
 #define MP_BACKEND(backend)                                                    \
@@ -123,6 +123,16 @@ struct mp_step {
 
 struct mp_mapping; /* of a checkpoint into memory */
 
+/* A constant where a mapped file has it: rows of its first dimension. */
+struct mp_held_weight {
+    struct mp_mapping *mapping;
+    const float *data;
+    size_t row;         /* floats from one row to the next */
+    const float *scale; /* of each row, which it is to be multiplied by; valid
+                           during compile() only. NULL: none, and the rows
+                           follow each other */
+};
+
 struct mp_program {
     size_t nvalue, nstep;
     const struct mp_value *value;
@@ -135,11 +145,11 @@ struct mp_program {
     int (*constant)(const struct mp_program *p, uint32_t value,
                     const float **data, struct mp_error *err);
     void (*release)(const struct mp_program *p, uint32_t value);
-    /* Likewise, without a copy, where such contents lie in a mapped file:
-     * valid until drop(), which may come later than the program's end and from
-     * any thread. NULL: they do not; ask constant(). */
-    const float *(*hold)(const struct mp_program *p, uint32_t value,
-                         struct mp_mapping **held);
+    /* Likewise, without a copy, where a mapped file has it: 1, and it is valid
+     * until drop(), which may come later than the program's end and from any
+     * thread. 0: no file has it, ask constant(). Or a negative status. */
+    int (*hold)(const struct mp_program *p, uint32_t value,
+                struct mp_held_weight *out, struct mp_error *err);
     void (*drop)(struct mp_mapping *held, const void *data, size_t bytes);
     void *user;
 };
