@@ -155,8 +155,8 @@ static void turn_all(struct k_out to, const struct k_layout *l,
     int64_t rows = l->block[0];
     int64_t at = tap_at(l, k, 0) + c / 2 * l->stride[1];
 
-    for (int64_t i = 0; i < n; i += 32)
-        for (int64_t j = 0; j < rows; j += 16)
+    for (int64_t j = 0; j < rows; j += 16) /* few rows at once */
+        for (int64_t i = 0; i < n; i += 32)
             turn_pairs(k_out_at(to, at + i / 2 * l->stride[1] + 2 * j),
                        l->stride[1], from + j * row + i, row);
 }
@@ -186,53 +186,14 @@ K_TARGET_BF16 K_INLINE void narrow(k_vec16 *e, k_vec16 *d)
     *e = *d - before;
 }
 
-/* Four points in a row, rounded one after the other, each so that it makes up
- * for the errors of those before as well as it can: of pixels that have nothing
- * to do with each other, two results have the error
- *
- *     e0^2 + 2 (e1 - e2)^2 + (e1 + e2 - e0)^2 + (e1 + e2 - e3)^2 + e3^2
- *
- * where e are those of the points. Likewise of four rows. */
-K_TARGET_BF16 K_INLINE void round_row(k_vec16 *e, k_vec16 *d)
-{
-    k_vec16 third, half;
+/* The points of a channel, for 16 channels of the result, and the errors of
+ * those that are rounded. */
+struct points {
+    k_vec16 d[POINTS], e[POINTS];
+};
 
-    narrow(&e[1], &d[1]);
-    third = e[1] * (1 / 3.f);
-    d[2] += third;
-    narrow(&e[2], &d[2]);
-    e[2] += third;
-    half = .5f * (e[1] + e[2]);
-    d[0] += half;
-    d[3] += half;
-    narrow(&e[0], &d[0]);
-    narrow(&e[3], &d[3]);
-    e[0] += half;
-    e[3] += half;
-}
-
-K_TARGET_BF16 K_INLINE void round_points(k_vec16 *d)
-{
-    k_vec16 e[POINTS];
-
-    round_row(e + 4, d + 4);
-    UNROLL
-    for (int i = 0; i < 4; i++)
-        d[8 + i] += e[4 + i] * (1 / 3.f);
-    round_row(e + 8, d + 8);
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        k_vec16 half = .5f * (e[4 + i] + e[8 + i] + e[4 + i] * (1 / 3.f));
-
-        d[i] += half;
-        d[12 + i] += half;
-    }
-    round_row(e, d);
-    round_row(e + 12, d + 12);
-}
-
-/* Of a channel, for 16 channels of the result: bf16, as f32. */
-K_TARGET_BF16 K_INLINE void to_points(k_vec16 *d, const float *x, int64_t rows)
+K_TARGET_BF16 K_INLINE void to_points(struct points *p, const float *x,
+                                      int64_t rows)
 {
     k_vec16 g[9], columns[12];
 
@@ -244,26 +205,60 @@ K_TARGET_BF16 K_INLINE void to_points(k_vec16 *d, const float *x, int64_t rows)
         widen(columns + i, g + i, 3);
     UNROLL
     for (int i = 0; i < 4; i++)
-        widen(d + 4 * i, columns + 3 * i, 1);
-    round_points(d);
+        widen(p->d + 4 * i, columns + 3 * i, 1);
+}
+
+/* Rounds a point of a row of four: 1, then 2, then 0 and 3, each so that it
+ * makes up for the errors of those before as well as it can: of pixels that
+ * have nothing to do with each other, two results have the error
+ *
+ *     e0^2 + 2 (e1 - e2)^2 + (e1 + e2 - e0)^2 + (e1 + e2 - e3)^2 + e3^2
+ *
+ * where e are those of the points. Likewise of four rows. */
+K_TARGET_BF16 K_INLINE void round_point(struct points *p, int row, int i)
+{
+    k_vec16 *d = p->d + 4 * row, *e = p->e + 4 * row, *up = p->e + i;
+    k_vec16 make_up;
+
+    if (row == 2)
+        d[i] += up[4] * (1 / 3.f);
+    else if (row != 1)
+        d[i] += .5f * (up[4] + up[8] + up[4] * (1 / 3.f));
+    if (i == 1) {
+        narrow(&e[i], &d[i]);
+        return;
+    }
+    make_up = i == 2 ? e[1] * (1 / 3.f) : .5f * (e[1] + e[2]);
+    d[i] += make_up;
+    narrow(&e[i], &d[i]);
+    e[i] += make_up;
 }
 
 /* Two channels: points in rows, and points of a row, so many numbers apart. */
 K_TARGET_BF16 static void zip_points(uint16_t *to, int64_t down, int64_t across,
                                      const float *x, int64_t rows)
 {
-    for (int64_t k = 0; k < rows; k += 16) {
-        k_vec16 a[POINTS], b[POINTS];
-        vec16_bits u, v;
+    /* none right after those that it waits for */
+    static const int order[POINTS][2] = {
+        {1, 1}, {1, 2}, {2, 1}, {1, 0}, {1, 3}, {2, 2}, {0, 1}, {3, 1},
+        {2, 0}, {2, 3}, {0, 2}, {3, 2}, {0, 0}, {0, 3}, {3, 0}, {3, 3}};
 
-        to_points(a, x + k, rows);
-        to_points(b, x + 9 * rows + k, rows);
+    for (int64_t k = 0; k < rows; k += 16) {
+        struct points a, b;
+
+        to_points(&a, x + k, rows);
+        to_points(&b, x + 9 * rows + k, rows);
         UNROLL
         for (int i = 0; i < POINTS; i++) {
-            memcpy(&u, &a[i], sizeof u);
-            memcpy(&v, &b[i], sizeof v);
+            int row = order[i][0], n = order[i][1];
+            vec16_bits u, v;
+
+            round_point(&a, row, n);
+            round_point(&b, row, n);
+            memcpy(&u, &a.d[4 * row + n], sizeof u);
+            memcpy(&v, &b.d[4 * row + n], sizeof v);
             u = u >> 16 | v;
-            memcpy(to + i / 4 * down + i % 4 * across + 2 * k, &u, sizeof u);
+            memcpy(to + row * down + n * across + 2 * k, &u, sizeof u);
         }
     }
 }
@@ -291,24 +286,31 @@ static void store(struct k_out to, const struct part *p, int64_t at,
 static void store_all(struct k_out to, const struct part *p, int64_t c,
                       int64_t n)
 {
-    const struct k_layout *l = p->l;
-
-    for (int64_t i = 0; i < n; i += p->group) {
-        const float *x = p->x + i * p->taps * p->rows;
-        int64_t y = (c + i) / p->group * l->stride[1];
-
-#if defined(__x86_64__)
-        if (l->dim[2] * l->dim[3] > p->taps) {
-            zip_points(k_out_at(to, y + tap_at(l, p->k, 0)), l->stride[2],
-                       l->stride[3], x, p->rows);
-            continue;
-        }
-#endif
-        store(to, p, y, x);
-    }
+    for (int64_t i = 0; i < n; i += p->group)
+        store(to, p, (c + i) / p->group * p->l->stride[1],
+              p->x + i * p->taps * p->rows);
 }
 
-/* Channels of a task. */
+#if defined(__x86_64__)
+/* Likewise as points, which takes a while: meanwhile those rows are fetched
+ * that lie behind `from`, as many numbers of each. */
+static void store_points(struct k_out to, const struct part *p, int64_t c,
+                         int64_t n, const float *from, int64_t row)
+{
+    const struct k_layout *l = p->l;
+    int64_t taps = p->taps, at = tap_at(l, p->k, 0) + c / 2 * l->stride[1];
+
+    for (int64_t i = 0; i < n; i += 2) {
+        for (int64_t k = p->rows * i / n; k < p->rows * (i + 2) / n; k++)
+            for (int64_t j = 0; j < n * taps + 16; j += 16)
+                __builtin_prefetch(from + k * row + n * taps + j, 0, 2);
+        zip_points(k_out_at(to, at + i / 2 * l->stride[1]), l->stride[2],
+                   l->stride[3], p->x + i * taps * p->rows, p->rows);
+    }
+}
+#endif
+
+/* Channels of a piece that fits into a buffer. */
 static int64_t piece_of(const struct k_layout *plain, int64_t group)
 {
     int64_t n = PIECE / (plain->dim[2] * plain->dim[3]);
@@ -316,40 +318,66 @@ static int64_t piece_of(const struct k_layout *plain, int64_t group)
     return n - n % (n >= 32 ? 32 : group);
 }
 
-/* n channels from c on of a block of rows from k on. */
-static void reorder_part(struct k_out to, const struct k_layout *l,
-                         const float *from, const struct k_layout *plain,
-                         int64_t k, int64_t c, int64_t n)
+/* n channels from c on of a block of rows from k on, through one. */
+static void reorder_piece(struct k_out to, const struct k_layout *l,
+                          const float *from, const struct k_layout *plain,
+                          int64_t k, int64_t c, int64_t n)
 {
     int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
     int64_t group = group_of(l);
     int64_t all = k_ceil_div(n, group) * group;
-    const float *x = from + k * plain->stride[0] + c * taps;
     struct part p; /* large: not to be cleared */
 
-#if defined(__x86_64__)
-    if (to.t == MP_BF16 && taps == 1 && n % 32 == 0 && rows % 16 == 0 &&
-        k + rows <= l->dim[0] && k_has_bf16()) {
-        turn_all(to, l, x, plain->stride[0], k, c, n);
-        return;
-    }
-#endif
+    from += k * plain->stride[0] + c * taps;
     p.l = l;
     p.k = k;
     p.rows = rows;
     p.group = group;
     p.taps = taps;
-    transpose(&p, x, plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
+    transpose(&p, from, plain->stride[0], k_min(rows, l->dim[0] - k), n * taps,
               all * taps);
+#if defined(__x86_64__)
+    if (l->dim[2] * l->dim[3] > taps) {
+        store_points(to, &p, c, all, from, plain->stride[0]);
+        return;
+    }
+#endif
     store_all(to, &p, c, all);
 }
+
+static void reorder_part(struct k_out to, const struct k_layout *l,
+                         const float *from, const struct k_layout *plain,
+                         int64_t k, int64_t c, int64_t n)
+{
+    int64_t each = piece_of(plain, group_of(l));
+
+#if defined(__x86_64__)
+    int64_t taps = plain->dim[2] * plain->dim[3], rows = l->block[0];
+
+    if (to.t == MP_BF16 && taps == 1 && n % 32 == 0 && rows % 16 == 0 &&
+        k + rows <= l->dim[0] && k_has_bf16()) {
+        turn_all(to, l, from + k * plain->stride[0] + c, plain->stride[0], k, c,
+                 n);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < n; i += each)
+        reorder_piece(to, l, from, plain, k, c + i, k_min(each, n - i));
+}
+
+/* Memory gives long parts of rows sooner. */
+#define PART 1024
 
 void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
                const struct k_layout *plain)
 {
-    int64_t each = piece_of(plain, group_of(l));
+    int64_t each = piece_of(plain, group_of(l)), tasks = 16;
 
-#pragma omp parallel for schedule(dynamic, 16) collapse(2)
+    if (plain->dim[2] * plain->dim[3] == 1) {
+        each = PART;
+        tasks = 1;
+    }
+#pragma omp parallel for schedule(dynamic, tasks) collapse(2)
     for (int64_t k = 0; k < l->dim[0]; k += l->block[0])
         for (int64_t c = 0; c < l->dim[1]; c += each)
             reorder_part(to, l, from, plain, k, c, k_min(each, l->dim[1] - c));
@@ -358,8 +386,5 @@ void k_reorder(struct k_out to, const struct k_layout *l, const float *from,
 void k_reorder_block(struct k_out to, const struct k_layout *l,
                      const float *from, const struct k_layout *plain)
 {
-    int64_t each = piece_of(plain, group_of(l));
-
-    for (int64_t c = 0; c < l->dim[1]; c += each)
-        reorder_part(to, l, from, plain, 0, c, k_min(each, l->dim[1] - c));
+    reorder_part(to, l, from, plain, 0, 0, l->dim[1]);
 }
