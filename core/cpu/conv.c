@@ -27,7 +27,8 @@ int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err)
         return mp_fail(err, MP_ENOTSUP,
                        "%s: oneDNN has nothing for this shape and type", what);
     default:
-        return mp_fail(err, MP_EINVAL, "%s: oneDNN status %d", what, (int)s);
+        return mp_fail(err, MP_EINVAL, "%s: oneDNN says %s", what,
+                       dnnl_status2str(s));
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include <string.h>
 #include <dnnl.h>
+#include <dnnl_debug.h>
 #include "cpu/kernels.h"
 
 #if DNNL_VERSION_MAJOR < 3
