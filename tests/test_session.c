@@ -426,6 +426,31 @@ END_TEST
 
 /* ---- weights in a file ---- */
 
+/* A checkpoint under a name that mkstemp() completes. */
+#define TEMPLATE "/tmp/mpipe-session-XXXXXX"
+
+struct file {
+    char path[sizeof TEMPLATE];
+    int fd;
+    struct mp_weights *weights;
+};
+
+static void open_file(struct file *f, const struct mp_weight_out *w, size_t n)
+{
+    memcpy(f->path, TEMPLATE, sizeof f->path);
+    f->fd = mkstemp(f->path);
+    ck_assert_int_ge(f->fd, 0);
+    ck_assert(!mp_weights_write(f->path, w, n, NULL, NULL));
+    ck_assert(!mp_weights_open(&f->weights, f->path, NULL));
+}
+
+static void close_file(struct file *f)
+{
+    mp_weights_close(f->weights);
+    close(f->fd);
+    unlink(f->path);
+}
+
 #define SIDE 16
 #define WIDE 320 /* enough for the CPU to compute it in Winograd's way */
 
@@ -461,23 +486,20 @@ static double conv_at(const float *x, const float *w, int y, int v, int k)
  * then; all give the same. */
 START_TEST(weights_leave_their_file)
 {
-    char path[] = "/tmp/mpipe-session-XXXXXX";
-    int fd = mkstemp(path);
     struct mp_weight_out w = {"w", MP_F32, 4, {WIDE, WIDE, 3, 3}, fill_weights};
     size_t count = SIDE * SIDE * WIDE, bytes = count * sizeof(float);
     float *x = malloc(bytes), *y = malloc(bytes), *want = malloc(bytes);
     float *taps = malloc(sizeof *taps * WIDE * WIDE * 9);
     struct mp_operand in = {.host = x}, out = {.host = y};
-    struct mp_weights *file;
+    struct file file;
     struct net n;
     int cpu;
 
-    ck_assert(fd >= 0 && x && y && want && taps);
-    ck_assert(!mp_weights_write(path, &w, 1, NULL, NULL));
-    ck_assert(!mp_weights_open(&file, path, NULL));
+    ck_assert(x && y && want && taps);
+    open_file(&file, &w, 1);
     open_device(&n);
     mp_graph_free(n.g);
-    n.g = mp_graph_new(file);
+    n.g = mp_graph_new(file.weights);
     mp_output(n.g, "y",
               mp_conv2d(n.g,
                         mp_input(n.g, "x", MP_F32, 4,
@@ -485,7 +507,8 @@ START_TEST(weights_leave_their_file)
                         mp_weight(n.g, "w", 4, (int64_t[]){WIDE, WIDE, 3, 3}),
                         (mp_node){0}, (struct mp_conv){1, 1, 1, 1, 1}));
     n.s = compile(&n);
-    mp_weights_close(file);
+    mp_weights_close(file.weights);
+    file.weights = NULL;
     for (size_t i = 0; i < count; i++)
         x[i] = (float)(i * 29 % 53) / 32 - .8f;
     cpu = n.o.backend == &mp_backend_cpu;
@@ -496,8 +519,8 @@ START_TEST(weights_leave_their_file)
     run(&n, &in, &out);
     ck_assert_mem_eq(y, want, bytes);
     ck_assert(!cpu || mp_cpu_packed(n.o.device) >= sizeof *taps * WIDE);
-    ck_assert_int_eq(ftruncate(fd, 0), 0);
-    ck_assert_int_eq(truncate(path, 0), 0);
+    ck_assert_int_eq(ftruncate(file.fd, 0), 0);
+    ck_assert_int_eq(truncate(file.path, 0), 0);
     run(&n, &in, &out);
     ck_assert_mem_eq(y, want, bytes);
     fill_weights(NULL, 0, taps, NULL);
@@ -509,8 +532,7 @@ START_TEST(weights_leave_their_file)
         ck_assert_double_eq_tol((double)y[at], sum, 2e-3);
     }
     close_device(&n);
-    close(fd);
-    unlink(path);
+    close_file(&file);
     free(x);
     free(y);
     free(want);
@@ -616,20 +638,17 @@ static struct mp_session *scaled(struct net *n, const struct mp_weights *file,
 /* All runs give what weights give that are folded before the first. */
 START_TEST(scaled_weights_leave_their_file)
 {
-    char path[] = "/tmp/mpipe-session-XXXXXX";
     size_t count = 4 * SIDE * SIDE * FEW, bytes = count * sizeof(float);
     float *x = malloc((size_t)SIDE * SIDE * WIDE * sizeof *x);
     float *y = malloc(bytes), *want = malloc(bytes);
     struct mp_operand in[2] = {{.host = x}, {.host = x}}, out = {.host = y};
     enum mp_dtype t = _i ? MP_BF16 : MP_F32;
-    struct mp_weights *file;
-    int fd = mkstemp(path);
+    struct file file;
     struct net n;
     int cpu;
 
-    ck_assert(fd >= 0 && x && y && want);
-    ck_assert(!mp_weights_write(path, layers, NLAYERS, NULL, NULL));
-    ck_assert(!mp_weights_open(&file, path, NULL));
+    ck_assert(x && y && want);
+    open_file(&file, layers, NLAYERS);
     for (int i = 0; i < SIDE * SIDE * WIDE; i++)
         x[i] = (float)(i * 29 % 53) / 32 - .8f;
     open_device(&n);
@@ -641,7 +660,7 @@ START_TEST(scaled_weights_leave_their_file)
     n.s = scaled(&n, NULL, t);
     run(&n, in, &(struct mp_operand){.host = want});
     mp_session_free(n.s);
-    n.s = scaled(&n, file, t);
+    n.s = scaled(&n, file.weights, t);
     for (int i = 0; i < 3; i++) {
         size_t before = cpu ? mp_cpu_packed(n.o.device) : 0;
 
@@ -657,10 +676,8 @@ START_TEST(scaled_weights_leave_their_file)
         memset(y, 0, bytes);
     }
 done:
-    mp_weights_close(file);
     close_device(&n);
-    close(fd);
-    unlink(path);
+    close_file(&file);
     free(x);
     free(y);
     free(want);
