@@ -12,6 +12,7 @@
 #include "device.h"
 #include "golden.h"
 #include "graph_impl.h"
+#include "host.h"
 #include "make_weights.h"
 #include "module.h"
 
@@ -19,6 +20,22 @@
 
 static char folder[] = "/tmp/mpipe-share-XXXXXX";
 static enum mp_precision precision;
+
+/* In place of core/host.c: a machine whose memory is as a test wants it. */
+#define PLENTY ((uint64_t)1 << 40)
+static uint64_t free_memory; /* bytes */
+
+void mp_host_memory(struct mp_host_memory *out, const char *root)
+{
+    (void)root;
+    *out = (struct mp_host_memory){.total = PLENTY, .free = free_memory};
+}
+
+int mp_host_cpus(int most, const char *root)
+{
+    (void)root;
+    return most;
+}
 
 struct one {
     struct mp_conf *conf;
@@ -293,6 +310,32 @@ START_TEST(sizes)
 }
 END_TEST
 
+/* Where the file's weights would not stay in memory, they are packed before a
+ * first run, which gives the same. */
+START_TEST(short_memory)
+{
+    struct mp_devices d = {NULL};
+    struct mp_tensor want;
+    size_t all = alone(&want, "depth", "depth.safetensors");
+    struct one o;
+
+    for (int i = 0; i < 2; i++) {
+        free_memory = i ? 0 : PLENTY;
+        o = open_one(&d, "depth", "depth.safetensors", 1);
+        sees(&o, &want);
+        printf("packed for a first run: %zu of %zu bytes\n", packed(&d), all);
+        if (i)
+            ck_assert_uint_eq(packed(&d), all);
+        else
+            ck_assert_uint_lt(packed(&d), all / 2);
+        sees(&o, &want);
+        ck_assert_uint_eq(packed(&d), all);
+        close_one(&o);
+    }
+    forget(&want);
+}
+END_TEST
+
 /* Another network under the old name is another network, though an equal part
  * of the old one is still there. */
 START_TEST(replaced_file)
@@ -365,10 +408,12 @@ END_TEST
 static void begin(void)
 {
     precision = MP_PREC_FP32;
+    free_memory = PLENTY;
 }
 
 static void begin_bf16(void)
 {
+    begin();
     precision = MP_PREC_BF16;
 }
 
@@ -392,6 +437,7 @@ static void add_tests(Suite *s, const char *name, void (*fixture)(void))
     tcase_add_test(t, copied_file);
     tcase_add_test(t, same_backbone);
     tcase_add_test(t, sizes);
+    tcase_add_test(t, short_memory);
     tcase_add_test(t, replaced_file);
     tcase_add_loop_test(t, changed_file, 0, sizeof changes / sizeof *changes);
     suite_add_tcase(s, t);
