@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# tests/gpu.sh [--dry-run] [--only PART,...] [BUILD]
+# tests/gpu.sh [--dry-run] [--only PART,...] [--jobs N] [BUILD]
 # tests/gpu.sh --pack FILE.tar.xz [BUILD]
 # All that needs a GPU to be checked, and a table of it at the end. Run it on
 # the machine with the GPU; BUILD (default: .) is a built tree, which may have
@@ -9,6 +9,9 @@
 # --only: some parts, where time on the machine is short: ops, nets, program,
 # memcheck, racecheck, initcheck, synccheck, leaks; the others are told as left
 # out.
+# --jobs: so many tests side by side, as most of a test is the processor's work
+# (default: as many as there are processors, 4 at most). A test of one op takes
+# some 600 MB of the device.
 # --pack: source/, build/ and lib/ (the libraries that both need, but for CUDA's
 # and those that every system has: an older one here would be taken there by
 # CUDA's, too), for a machine that has none of them; there:
@@ -19,6 +22,8 @@ set -u
 
 parts="ops nets program memcheck racecheck initcheck synccheck leaks"
 dry=0 pack='' only=$parts
+jobs=$(nproc)
+[ "$jobs" -le 4 ] || jobs=4
 usage() {
     sed -n 3,4p "$0" >&2
     exit 2
@@ -29,6 +34,13 @@ while [ $# -gt 0 ]; do
     --only)
         [ $# -ge 2 ] || usage
         only=$(echo "$2" | tr , ' ')
+        shift
+        ;;
+    --jobs)
+        case ${2:-} in
+        '' | 0* | *[!0-9]*) usage ;;
+        esac
+        jobs=$2
         shift
         ;;
     --pack)
@@ -126,41 +138,46 @@ wants() {
     return 1
 }
 
-# start WHAT COMMAND...: some at a time, side by side, so that the processor's
-# part of a test does not keep the GPU waiting; finish waits for all, shows what
-# they said, and counts their statuses.
+# start WHAT COMMAND...: when one of the jobs is free; finish waits for all,
+# shows what they said, and counts their statuses. A job is a line in a pipe.
+mkfifo "$work/free" && exec 3<> "$work/free" || exit 99
+yes | head -n "$jobs" >&3
 started=0
-side=$(nproc)
-[ "$side" -gt 4 ] || side=4
 start() {
     what=$1
     shift
     echo "$what" > "$work/what$started"
+    read -r _ <&3
     (
+        exec 4>&3 3>&-
         echo "== $what: $*" > "$work/log$started"
-        "$@" >> "$work/log$started" 2>&1
-        echo $? > "$work/status$started"
+        begun=$(date +%s)
+        "$@" >> "$work/log$started" 2>&1 4>&-
+        echo "$? $(($(date +%s) - begun))" > "$work/status$started"
+        echo >&4
     ) &
     started=$((started + 1))
-    [ $((started % side)) != 0 ] || wait
 }
-# The same for the cases of test_ops, in four parts.
+# The same for the cases of test_ops, in as many parts as there are jobs.
 start_ops() {
     cases=$1
     shift
-    for i in 1 2 3 4; do
-        start "$cases, $i of 4" env MPIPE_TEST_SHARE=$i/4 "$@"
+    part=1
+    while [ "$part" -le "$jobs" ]; do
+        start "$cases, $part of $jobs" env MPIPE_TEST_SHARE=$part/"$jobs" "$@"
+        part=$((part + 1))
     done
 }
 finish() {
     wait
     i=0
     while [ $i -lt $started ]; do
-        status=$(cat "$work/status$i")
+        read -r status seconds < "$work/status$i"
         head -n 1 "$work/log$i"
         tail -n +2 "$work/log$i" | tail -n 40
         last=$(grep -aE 'Checks:|ERROR SUMMARY|passed|differ|^SKIP' \
             "$work/log$i" | tail -n 1)
+        last="$seconds s${last:+, $last}"
         case $status in
         0) note ok "$(cat "$work/what$i")" "$last" ;;
         77) note SKIPPED "$(cat "$work/what$i")" "$last" ;;
