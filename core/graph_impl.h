@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * graph_impl.h - the inside of a graph, for the modules that check, rewrite
- * and compile it: graph.c, op.c, fold.c, session.c.
+ * and compile it: graph.c, op.c, fold.c, program.c.
  *
  * A node is an op, its attributes and the numbers of earlier nodes, so the
  * array is always in topological order. Node 0 is none.

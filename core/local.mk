@@ -48,8 +48,10 @@ libmpipe_la_SOURCES = \
 	%reldir%/picture_job.c %reldir%/picture_job.h \
 	%reldir%/picture_write.c \
 	%reldir%/pipeline.c %reldir%/pipeline.h \
+	%reldir%/places.c %reldir%/places.h \
 	%reldir%/png_fast.c %reldir%/png_fast.h \
 	%reldir%/png_filter.c \
+	%reldir%/program.c %reldir%/program.h \
 	%reldir%/progress.c %reldir%/progress.h \
 	%reldir%/rainbow.c \
 	%reldir%/record.c %reldir%/record.h \

@@ -22,6 +22,7 @@ unit_tests = \
 	%reldir%/test_module \
 	%reldir%/test_net \
 	%reldir%/test_ops \
+	%reldir%/test_places \
 	%reldir%/test_png_fast \
 	%reldir%/test_pose \
 	%reldir%/test_protocol \
