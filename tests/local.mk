@@ -200,6 +200,8 @@ demo-weights: $(demo_weights)
 
 EXTRA_DIST += $(shell_tests) \
 	%reldir%/full.sh \
+	%reldir%/fuzz.c \
+	%reldir%/fuzz.sh \
 	%reldir%/gpu.sh \
 	%reldir%/installcheck.sh \
 	%reldir%/pose_reference.py \
@@ -218,6 +220,33 @@ soak: all $(demo_weights) tests/trouble.la
 		MPIPE_DATA_PATH MPIPE_MODEL_PATH; \
 	builddir='$(abs_builddir)' srcdir='$(abs_srcdir)' \
 	$(SHELL) $(srcdir)/%reldir%/soak.sh
+
+# What reads untrusted bytes, for FUZZ_SECONDS a reader; see fuzz.sh. It needs
+# clang, with its libFuzzer.
+CLANG = clang
+FUZZ_SECONDS = 60
+fuzz_sources = $(srcdir)/%reldir%/fuzz.c $(srcdir)/core/base.c \
+	$(srcdir)/core/boxes.c $(srcdir)/core/classes.c $(srcdir)/core/conf.c \
+	$(srcdir)/core/eval/coco.c $(srcdir)/core/json.c $(srcdir)/core/mapping.c \
+	$(srcdir)/core/npy.c $(srcdir)/core/option.c $(srcdir)/core/picture.c \
+	$(srcdir)/core/picture_write.c $(srcdir)/core/png_fast.c \
+	$(srcdir)/core/png_filter.c $(srcdir)/core/text.c \
+	$(srcdir)/core/weights.c $(srcdir)/core/weights_diffusers.c \
+	$(srcdir)/core/weights_pickle.c $(srcdir)/core/weights_safetensors.c \
+	$(srcdir)/core/weights_torch.c $(srcdir)/core/daemon/ask.c \
+	$(srcdir)/core/daemon/link.c $(srcdir)/core/daemon/tensor.c
+CLEANFILES += %reldir%/fuzz
+%reldir%/fuzz: $(fuzz_sources)
+	$(AM_V_CC)$(CLANG) $(DEFS) $(AM_CPPFLAGS) $(CPPFLAGS) -std=c11 -g -O1 \
+		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+		$(fuzz_sources) -o $@ $(PNG_LIBS) $(JPEG_LIBS) $(JANSSON_LIBS) \
+		$(DEFLATE_LIBS) $(INIH_LIBS) -lm
+.PHONY: fuzz
+fuzz: %reldir%/fuzz
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' builddir='$(abs_builddir)' \
+	srcdir='$(abs_srcdir)' $(SHELL) $(srcdir)/%reldir%/fuzz.sh
+clean-local:
+	rm -rf fuzz
 
 installcheck-local:
 	CC='$(CC)' CFLAGS='$(CFLAGS) $(SANITIZE_CFLAGS)' \
