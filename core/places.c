@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* places.c - lives of values, and bytes for them. */
+/* places.c - lives of values, and bytes for them and between them. */
 #include <stdlib.h>
 #include "places.h"
 
@@ -27,6 +27,11 @@ struct finder {
 size_t mp_value_bytes(const struct mp_value *v)
 {
     return v->count * mp_dtype_size(v->dtype);
+}
+
+static size_t whole(size_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
 /* ---- lives ---- */
@@ -151,7 +156,7 @@ static void make_blocks(struct finder *f)
         o = &f->block[f->at[h] - 1];
         o->first = l->first < o->first ? l->first : o->first;
         o->last = l->last > o->last ? l->last : o->last;
-        o->bytes = (mp_value_bytes(&p->value[i]) + ALIGN - 1) / ALIGN * ALIGN;
+        o->bytes = whole(mp_value_bytes(&p->value[i]));
     }
 }
 
@@ -252,4 +257,75 @@ int mp_places_find(struct mp_places *p, struct mp_error *err)
     free(f.at);
     free(f.block);
     return rc;
+}
+
+/* ---- scratch ---- */
+
+struct range { /* of the arena */
+    size_t at, end;
+};
+
+static size_t add_range(struct range *live, size_t n, const struct mp_value *v)
+{
+    if (v->place != MP_ARENA)
+        return n;
+    for (size_t i = 0; i < n; i++)
+        if (live[i].at == v->offset)
+            return n;
+    live[n] = (struct range){v->offset, v->offset + whole(mp_value_bytes(v))};
+    return n + 1;
+}
+
+static size_t take_range(struct range *live, size_t n, const struct mp_value *v)
+{
+    for (size_t i = 0; i < n && v->place == MP_ARENA; i++)
+        if (live[i].at == v->offset) {
+            live[i] = live[--n];
+            break;
+        }
+    return n;
+}
+
+static size_t add_inputs(struct range *live, size_t n,
+                         const struct mp_program *p, const struct mp_step *s)
+{
+    for (int k = 0; k < s->nin; k++)
+        if (s->in[k] != MP_NO_VALUE)
+            n = add_range(live, n, &p->value[s->in[k]]);
+    return n;
+}
+
+/* The lowest place that is not live. */
+static size_t gap(const struct range *live, size_t n, size_t bytes,
+                  size_t arena)
+{
+    size_t at = 0, before = MP_NO_ROOM;
+
+    while (at != before) {
+        before = at;
+        for (size_t i = 0; i < n; i++)
+            if (live[i].at < at + bytes && at < live[i].end)
+                at = live[i].end;
+    }
+    return at + bytes <= arena ? at : MP_NO_ROOM;
+}
+
+/* From the last step back. */
+int mp_places_scratch(size_t *scratch, const struct mp_program *p,
+                      struct mp_error *err)
+{
+    struct range *live = malloc((p->nvalue + 1) * sizeof *live);
+    size_t n = 0;
+
+    if (!live)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    for (size_t i = p->nstep; i-- > 0;) {
+        const struct mp_value *y = &p->value[p->step[i].out];
+
+        n = add_inputs(live, add_range(live, n, y), p, &p->step[i]);
+        scratch[i] = gap(live, n, scratch[i], p->arena);
+        n = add_inputs(live, take_range(live, n, y), p, &p->step[i]);
+    }
+    free(live);
+    return 0;
 }

@@ -5,7 +5,10 @@
  *
  * A result takes the place of an input of the same size that it is added to,
  * multiplied by or computed from one by one, if nobody reads that later. What
- * is left is placed by size, the largest first, each as low as it fits.
+ * is left is placed by size, the largest first, each as low as it fits. Places
+ * begin at multiples of 64 bytes.
+ *
+ * Threads: no state.
  */
 #ifndef CORE_PLACES_H
 #define CORE_PLACES_H
@@ -34,6 +37,13 @@ struct mp_places {
 
 /* MP_ENOMEM. */
 int mp_places_find(struct mp_places *p, struct mp_error *err);
+
+/* Room that steps work in, of the arena: scratch[i] is the bytes that step i
+ * wants and becomes the offset of as many that no value has while it runs, or
+ * MP_NO_ROOM. Of a program whose outputs lie outside. MP_ENOMEM. */
+#define MP_NO_ROOM SIZE_MAX
+int mp_places_scratch(size_t *scratch, const struct mp_program *p,
+                      struct mp_error *err);
 
 size_t mp_value_bytes(const struct mp_value *v);
 

@@ -2,7 +2,8 @@
 /*
  * test_places.c - programs of random steps, run on nothing but names: each
  * value writes its name to all bytes of its place, and whoever reads it must
- * find that there, an output at the end, too.
+ * find that there, an output at the end, too. What steps have for scratch they
+ * fill with something else.
  */
 #include <check.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@ struct program {
     struct mp_step step[MOST];
     uint32_t root[MOST], output[3];
     uint8_t input[MOST];
+    size_t wanted[MOST], scratch[MOST]; /* per step: bytes, and where */
     struct mp_places places;
 };
 
@@ -136,7 +138,8 @@ static void put(const struct program *p, struct memory *m, uint32_t value)
     if (v->place == MP_OUTSIDE)
         ck_assert_uint_lt(v->offset, p->places.noutside);
     else
-        ck_assert_uint_le(v->offset + mp_value_bytes(v), p->places.arena);
+        ck_assert(v->offset % 64 == 0 &&
+                  v->offset + mp_value_bytes(v) <= p->places.arena);
     memset(place_of(m, v), (int)value + 1, mp_value_bytes(v));
 }
 
@@ -164,6 +167,15 @@ static void is_apart(const struct program *p, const struct mp_step *s, int i)
     }
 }
 
+static void use_scratch(const struct program *p, struct memory *m, size_t k)
+{
+    if (!p->places.outside || p->scratch[k] == MP_NO_ROOM)
+        return;
+    ck_assert_uint_eq(p->scratch[k] % 64, 0);
+    ck_assert_uint_le(p->scratch[k] + p->wanted[k], p->places.arena);
+    memset(m->arena + p->scratch[k], 0xff, p->wanted[k]);
+}
+
 static void run_program(const struct program *p, struct memory *m)
 {
     for (uint32_t i = 0; i < p->places.nvalue; i++)
@@ -172,6 +184,7 @@ static void run_program(const struct program *p, struct memory *m)
     for (size_t k = 0; k < p->places.nstep; k++) {
         const struct mp_step *s = &p->step[k];
 
+        use_scratch(p, m, k);
         for (int i = 0; i < s->nin; i++) {
             if (s->in[i] == MP_NO_VALUE ||
                 p->value[s->in[i]].place == MP_CONSTANT)
@@ -180,6 +193,8 @@ static void run_program(const struct program *p, struct memory *m)
             is_apart(p, s, i);
         }
         put(p, m, s->out);
+        use_scratch(p, m, k);
+        is_there(p, m, s->out);
     }
     for (size_t i = 0; i < p->places.noutput; i++) {
         is_there(p, m, p->output[i]);
@@ -216,17 +231,38 @@ static size_t alive(const struct program *p)
     return most;
 }
 
+/* How many steps have it. */
+static size_t find_scratch(struct program *p)
+{
+    const struct mp_program program = {.nvalue = p->places.nvalue,
+                                       .nstep = p->places.nstep,
+                                       .value = p->value,
+                                       .step = p->step,
+                                       .arena = p->places.arena};
+    struct mp_error err = {0};
+    size_t n = 0;
+
+    for (size_t k = 0; k < p->places.nstep; k++)
+        p->scratch[k] = p->wanted[k] = below(2) ? 0 : 1 + below(1000);
+    ck_assert_int_eq(mp_places_scratch(p->scratch, &program, &err), 0);
+    for (size_t k = 0; k < p->places.nstep; k++)
+        n += p->wanted[k] && p->scratch[k] != MP_NO_ROOM;
+    return n;
+}
+
 START_TEST(nothing_is_overwritten)
 {
     static struct memory m;
     struct mp_error err = {0};
-    size_t shared = 0;
+    size_t shared = 0, scratch = 0;
 
     for (int round = 0; round < ROUNDS; round++) {
         struct program p;
 
         make_program(&p, _i);
         ck_assert_int_eq(mp_places_find(&p.places, &err), 0);
+        if (_i)
+            scratch += find_scratch(&p);
         run_program(&p, &m);
         for (size_t k = 0; k < p.places.nstep; k++)
             for (int i = 0; i < p.step[k].nin; i++)
@@ -239,9 +275,11 @@ START_TEST(nothing_is_overwritten)
             if (p.input[i]) /* memory of others */
                 is_there(&p, &m, i);
     }
-    printf("%s: %d programs, %zu results in the place of an input\n",
-           _i ? "outside" : "all in the arena", ROUNDS, shared);
+    printf("%s: %d programs, %zu results in the place of an input, %zu steps "
+           "with scratch\n",
+           _i ? "outside" : "all in the arena", ROUNDS, shared, scratch);
     ck_assert_uint_gt(shared, ROUNDS);
+    ck_assert(!_i || scratch > ROUNDS);
 }
 END_TEST
 

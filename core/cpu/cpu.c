@@ -10,6 +10,7 @@
 #include "cpu/cpu.h"
 #include "host.h"
 #include "module.h"
+#include "places.h"
 
 #define HUGE ((size_t)2 << 20) /* from here on, ask for large pages */
 /* No cache holds larger ones, so that twice the bytes take twice the time, and
@@ -688,86 +689,35 @@ static int has_room(const struct mp_program *p)
 
 /* ---- scratch ---- */
 
-struct range { /* of the arena */
-    size_t at, end;
-};
-
-static size_t add_range(struct range *live, size_t n, const struct mp_value *v)
-{
-    size_t bytes = v->count * mp_dtype_size(v->dtype);
-
-    if (v->place != MP_ARENA)
-        return n;
-    for (size_t i = 0; i < n; i++)
-        if (live[i].at == v->offset)
-            return n;
-    live[n] = (struct range){v->offset, v->offset + (bytes + 63) / 64 * 64};
-    return n + 1;
-}
-
-static size_t take_range(struct range *live, size_t n, const struct mp_value *v)
-{
-    for (size_t i = 0; i < n && v->place == MP_ARENA; i++)
-        if (live[i].at == v->offset) {
-            live[i] = live[--n];
-            break;
-        }
-    return n;
-}
-
-/* The lowest place that is not live. */
-static size_t gap(const struct range *live, size_t n, size_t bytes,
-                  size_t arena)
-{
-    size_t at = 0, before = NO_ROOM;
-
-    while (at != before) {
-        before = at;
-        for (size_t i = 0; i < n; i++)
-            if (live[i].at < at + bytes && at < live[i].end)
-                at = live[i].end;
-    }
-    return at + bytes <= arena ? at : NO_ROOM;
-}
-
-static size_t add_inputs(struct range *live, size_t n,
-                         const struct mp_plan *plan, const struct mp_step *s)
-{
-    for (int k = 0; k < s->nin; k++)
-        if (s->in[k] != MP_NO_VALUE)
-            n = add_range(live, n, &plan->value[s->in[k]]);
-    return n;
-}
-
-/* Each step's scratch lies where no value does then, if the arena has room for
- * it: memory that was used before costs no time. From the last step back; of a
+/* In the arena, if it has room: memory that was used before costs no time. Of a
  * program that runs once, results are in the arena, too. */
-static int place_scratch(struct mp_plan *plan, size_t arena)
+static int place_scratch(struct mp_plan *plan, const struct mp_program *p,
+                         struct mp_error *err)
 {
-    struct range *live = malloc((plan->nvalue + 1) * sizeof *live);
-    size_t n = 0;
+    size_t *at = malloc((p->nstep + 1) * sizeof *at);
+    int rc;
 
-    if (!live)
-        return MP_ENOMEM;
-    for (size_t i = plan->nstep; i-- > 0;) {
-        const struct mp_value *y = &plan->value[plan->step[i].out];
+    if (!at)
+        return mp_fail(err, MP_ENOMEM, "out of memory");
+    for (size_t i = 0; i < p->nstep; i++)
+        at[i] = plan->cpu[i].scratch;
+    rc = plan->once ? 0 : mp_places_scratch(at, p, err);
+    for (size_t i = 0; i < p->nstep; i++) {
         struct cpu_step *c = &plan->cpu[i];
 
-        n = add_inputs(live, add_range(live, n, y), plan, &plan->step[i]);
-        c->scratch_at = plan->once ? NO_ROOM : gap(live, n, c->scratch, arena);
-        if (c->scratch_at == NO_ROOM && c->scratch > plan->scratch_bytes)
+        c->scratch_at = plan->once ? MP_NO_ROOM : at[i];
+        if (c->scratch_at == MP_NO_ROOM && c->scratch > plan->scratch_bytes)
             plan->scratch_bytes = c->scratch;
-        n = add_inputs(live, take_range(live, n, y), plan, &plan->step[i]);
     }
-    free(live);
-    return 0;
+    free(at);
+    return rc;
 }
 
 char *cpu_scratch(const struct mp_plan *plan, size_t i)
 {
     size_t at = plan->cpu[i].scratch_at;
 
-    return at == NO_ROOM ? plan->scratch : plan->arena + at;
+    return at == MP_NO_ROOM ? plan->scratch : plan->arena + at;
 }
 
 static int cpu_compile(struct mp_device *d, const struct mp_program *p,
@@ -801,8 +751,8 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
                  : cpu_own_compile(plan, p, i, err);
     omp_set_num_threads(before);
     keep_no_spare(d);
-    if (!rc && place_scratch(plan, p->arena))
-        rc = mp_fail(err, MP_ENOMEM, "out of memory");
+    if (!rc)
+        rc = place_scratch(plan, p, err);
     if (!rc && plan->scratch_bytes) {
         plan->scratch = take(d, plan->scratch_bytes);
         if (!plan->scratch)

@@ -68,7 +68,8 @@ struct cpu_step {
     const char *name;                         /* of the kernel */
     const struct packed *constant[MP_MAX_IN]; /* per input, or NULL */
     size_t scratch;                           /* bytes */
-    size_t scratch_at;                        /* in the arena, or NO_ROOM */
+    size_t scratch_at;                        /* in the arena, or MP_NO_ROOM:
+                                                 in the plan's own */
     /* convolutions */
     const struct cpu_way *way; /* NULL: a step of own.c */
     dnnl_primitive_t prim;     /* unless the way is a kernel of ours */
@@ -83,8 +84,6 @@ struct cpu_step {
     size_t result_at;  /* in scratch: what is to be finished or added to */
     size_t finish_at;  /* in scratch: what the way's finish works in */
 };
-
-#define NO_ROOM SIZE_MAX /* there: in the plan's own */
 
 struct mp_plan {
     struct mp_device *device;
