@@ -12,6 +12,7 @@ noinst_LTLIBRARIES += %reldir%/libcpu.la
 	%reldir%/cpu/kernels.h \
 	%reldir%/cpu/norm.c \
 	%reldir%/cpu/own.c \
+	%reldir%/cpu/pack.c \
 	%reldir%/cpu/pointwise.c \
 	%reldir%/cpu/reorder.c \
 	%reldir%/cpu/simd.h \

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* cpu.c - the backend: the device, packed constants, plans. */
+/* cpu.c - the backend: the device, its memory, plans. */
 #include <malloc.h>
 #include <omp.h>
 #include <stdio.h>
@@ -114,7 +114,7 @@ static int cpu_supports(const struct mp_device *d, enum mp_dtype t,
 
 /* ---- memory ---- */
 
-static void *get_memory(size_t bytes)
+void *cpu_get_memory(size_t bytes)
 {
     size_t align = bytes >= HUGE ? HUGE : 64;
     void *p = NULL;
@@ -140,10 +140,7 @@ static int cpu_memory(struct mp_device *d, struct mp_device_memory *out,
     return 0;
 }
 
-/* While a plan is compiled, or what it holds is packed, a block that is freed
- * is kept for the next that fits: most of the time of a short use of a large
- * one is the system's, which clears it. */
-static void *take(struct mp_device *d, size_t bytes)
+void *cpu_take(struct mp_device *d, size_t bytes)
 {
     void *p = d->spare;
 
@@ -151,12 +148,12 @@ static void *take(struct mp_device *d, size_t bytes)
         d->spare = NULL;
         return p;
     }
-    p = get_memory(bytes);
+    p = cpu_get_memory(bytes);
     d->allocated += malloc_usable_size(p);
     return p;
 }
 
-static void give_back(struct mp_device *d, void *p)
+void cpu_give_back(struct mp_device *d, void *p)
 {
     void *less = p;
 
@@ -172,14 +169,14 @@ static void keep_no_spare(struct mp_device *d)
 {
     if (--d->sparing)
         return;
-    give_back(d, d->spare);
+    cpu_give_back(d, d->spare);
     d->spare = NULL;
 }
 
 static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
                      struct mp_error *err)
 {
-    void *p = take(d, bytes);
+    void *p = cpu_take(d, bytes);
 
     *out = (mp_addr)(uintptr_t)p;
     return p ? 0
@@ -189,7 +186,7 @@ static int cpu_alloc(struct mp_device *d, size_t bytes, mp_addr *out,
 
 static void cpu_free(struct mp_device *d, mp_addr a)
 {
-    give_back(d, (void *)(uintptr_t)a);
+    cpu_give_back(d, (void *)(uintptr_t)a);
 }
 
 static int cpu_put(struct mp_device *d, mp_addr dst, const void *src, size_t n,
@@ -222,436 +219,6 @@ static int cpu_wait(struct mp_device *d, uint64_t ticket, struct mp_error *err)
     return 0;
 }
 
-/* ---- packed constants ---- */
-
-static struct packed **bucket(struct mp_device *d, const uint64_t key[2])
-{
-    return &d->packed[key[0] % (sizeof d->packed / sizeof *d->packed)];
-}
-
-static struct packed *look_up(struct mp_device *d, const struct mp_value *v,
-                              enum form form, dn_desc want)
-{
-    for (struct packed *p = *bucket(d, v->key); p; p = p->next)
-        if (!memcmp(p->key, v->key, sizeof p->key) && p->form == form &&
-            p->has_desc == (want != NULL) &&
-            (!want || dnnl_memory_desc_equal(dn_borrow(&p->desc), want)))
-            return p;
-    return NULL;
-}
-
-/* A,B,T as T,B,A, or if `swapped` as T,A,B. */
-static float *turn(struct mp_device *d, const float *w, const int64_t *dim,
-                   int swapped)
-{
-    int64_t a = dim[0], b = dim[1], taps = dim[2] * dim[3];
-    int64_t rows = swapped ? a : b, n = swapped ? b : a;
-    int64_t row = swapped ? b * taps : taps, step = swapped ? taps : b * taps;
-    float *out = take(d, (size_t)(a * b * taps) * sizeof *out);
-
-    if (!out)
-        return NULL;
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t t = 0; t < taps; t++)
-            for (int64_t j = 0; j < n; j++)
-                out[(t * rows + i) * n + j] = w[i * row + j * step + t];
-    return out;
-}
-
-static float *repeat(struct mp_device *d, const float *b, size_t n)
-{
-    float *out = take(d, 4 * n * sizeof *out);
-
-    for (size_t i = 0; out && i < 4 * n; i++)
-        out[i] = b[i % n];
-    return out;
-}
-
-/* Ours where it can: oneDNN's takes 1.6 times as long for bf16. */
-static int reorder(struct mp_device *d, void *to, dn_desc want,
-                   const void *from, dn_desc plain, struct mp_error *err)
-{
-    struct k_layout blocked, rows;
-    enum mp_dtype type, f32;
-    dnnl_primitive_desc_t pd = NULL;
-    dnnl_primitive_t prim = NULL;
-    dnnl_memory_t a = NULL, b = NULL;
-    dnnl_status_t st;
-
-    if (dn_layout(&blocked, &type, want) && dn_layout(&rows, &f32, plain) &&
-        f32 == MP_F32 && k_can_reorder(&blocked, type, &rows)) {
-        k_reorder((struct k_out){to, type}, &blocked, from, &rows);
-        return 0;
-    }
-    st = dnnl_reorder_primitive_desc_create(&pd, plain, d->engine, want,
-                                            d->engine, NULL);
-    if (st == dnnl_success)
-        st = dnnl_primitive_create(&prim, pd);
-    if (st == dnnl_success)
-        st = dnnl_memory_create(&a, plain, d->engine, (void *)from);
-    if (st == dnnl_success)
-        st = dnnl_memory_create(&b, want, d->engine, to);
-    if (st == dnnl_success) {
-        const dnnl_exec_arg_t arg[2] = {{DNNL_ARG_FROM, a}, {DNNL_ARG_TO, b}};
-
-        st = dnnl_primitive_execute(prim, d->stream, 2, arg);
-        dnnl_stream_wait(d->stream);
-    }
-    if (a)
-        dnnl_memory_destroy(a);
-    if (b)
-        dnnl_memory_destroy(b);
-    if (prim)
-        dnnl_primitive_destroy(prim);
-    if (pd)
-        dnnl_primitive_desc_destroy(pd);
-    return cpu_status(st, "packing weights", err);
-}
-
-/* What is held is no more. */
-static void let_go(struct mp_device *d, struct packed *k)
-{
-    k->drop(k->held, k->data, k->bytes);
-    k->held = NULL;
-    free(k->scale);
-    k->scale = NULL;
-    d->late -= k->late;
-    k->late = 0;
-}
-
-static void packed_free(struct mp_device *d, struct packed *p)
-{
-    dn_desc_free(&p->desc);
-    dn_desc_free(&p->plain);
-    if (p->held)
-        let_go(d, p);
-    else if (p->data)
-        store_drop(&d->store, p->data, p->bytes);
-    free(p);
-}
-
-size_t mp_cpu_packed(const struct mp_device *d)
-{
-    return d->store.bytes;
-}
-
-int cpu_is_ours(enum form form, enum k_way *way)
-{
-    *way = form == WINOGRAD_BF16 ? K_WINOGRAD_BF16 : K_DIRECT;
-    return form == WINOGRAD_BF16 || form == BLOCK_WEIGHTS;
-}
-
-static size_t bytes_of(const struct packed *k, const struct mp_value *v,
-                       dn_desc want)
-{
-    enum k_way way;
-
-    if (cpu_is_ours(k->form, &way))
-        return k_conv_weights(v->dim[0], v->dim[1], v->dim[2] * v->dim[3], way);
-    if (want)
-        return dnnl_memory_desc_get_size(want);
-    return v->count * (k->form == SPREAD_BIAS ? 4 : 1) * mp_dtype_size(k->type);
-}
-
-/* Rearranged first, for a layout that is still to come; NULL: out of memory. */
-static float *rearrange(const struct packed *k, struct mp_device *d,
-                        const struct mp_value *v, const float *from)
-{
-    return k->form == SPREAD_BIAS
-               ? repeat(d, from, v->count)
-               : turn(d, from, v->dim, k->form == TAP_WEIGHTS);
-}
-
-static int64_t common_divisor(int64_t a, int64_t b)
-{
-    return b ? common_divisor(b, a % b) : a;
-}
-
-/* TAP_WEIGHTS as they come, if parts of the blocks of `want` are of one tap. */
-static int pack_taps(void *to, dn_desc want, const int64_t *dim,
-                     const float *from)
-{
-    int64_t taps = dim[2] * dim[3];
-    const struct k_layout plain = {.dim = {dim[0], dim[1], dim[2], dim[3]},
-                                   .stride = {dim[1] * taps, taps, dim[3], 1}};
-    struct k_layout l;
-    enum mp_dtype type;
-
-    if (!dn_layout(&l, &type, want) || !l.blocks || l.axis[0])
-        return 0;
-    l.of = l.block[0];
-    l.block[0] = common_divisor(dim[0], l.of);
-    memcpy(l.dim, plain.dim, sizeof l.dim);
-    if (l.block[0] % 16 || dim[0] * taps % l.of ||
-        !k_can_reorder(&l, type, &plain))
-        return 0;
-    k_reorder((struct k_out){to, type}, &l, from, &plain);
-    return 1;
-}
-
-/* Into `to`, of bytes_of(k, v, want). */
-static int pack_into(void *to, const struct packed *k, struct mp_device *d,
-                     const struct mp_value *v, const float *from, dn_desc want,
-                     dn_desc plain, struct mp_error *err)
-{
-    float *formed = NULL;
-    enum k_way way;
-    int64_t n;
-    int rc = 0;
-
-    if (k->form == TAP_WEIGHTS && pack_taps(to, want, v->dim, from))
-        return 0;
-    if (k->form == SPREAD_BIAS || k->form == SPREAD_WEIGHTS ||
-        k->form == TAP_WEIGHTS) {
-        formed = rearrange(k, d, v, from);
-        if (!formed)
-            return mp_fail(err, MP_ENOMEM, "out of memory");
-        from = formed;
-    }
-    n = (int64_t)(bytes_of(k, v, want) / mp_dtype_size(k->type));
-    if (cpu_is_ours(k->form, &way))
-        k_conv_pack(to, from, v->dim[0], v->dim[1], v->dim[2], v->dim[3], way);
-    else if (want)
-        rc = reorder(d, to, want, from, plain, err);
-    else
-        k_copy((struct k_out){to, k->type}, n, (struct k_in){from, MP_F32}, n,
-               1, n);
-    give_back(d, formed);
-    return rc;
-}
-
-static int pack_now(struct packed *k, struct mp_device *d,
-                    const struct mp_value *v, const float *from, dn_desc want,
-                    dn_desc plain, struct mp_error *err)
-{
-    void *data;
-    int rc;
-
-    k->type = k->form == AS_BF16 ? MP_BF16 : MP_F32;
-    k->bytes = bytes_of(k, v, want);
-    data = get_memory(k->bytes);
-    if (data)
-        rc = pack_into(data, k, d, v, from, want, plain, err);
-    else
-        rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB for weights",
-                     k->bytes >> 20);
-    if (!rc && !(k->data = store_keep(&d->store, data, k->bytes)))
-        rc = mp_fail(err, MP_ENOMEM, "out of memory");
-    else if (rc)
-        free(data);
-    return rc;
-}
-
-static int use(const struct packed **out, struct mp_plan *plan,
-               struct packed *k, struct mp_error *err)
-{
-    struct packed **more = realloc(plan->use, (plan->nuse + 1) * sizeof *more);
-
-    if (!more)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    plan->use = more;
-    more[plan->nuse++] = k;
-    k->users++;
-    *out = k;
-    return 0;
-}
-
-static dn_desc layout(const struct packed *k, const dn_own_desc *d)
-{
-    return k->has_desc ? dn_borrow(d) : NULL;
-}
-
-/* 1: it stays where it is; 0: it cannot. */
-static int hold(struct packed *k, struct mp_device *d,
-                const struct mp_program *p, uint32_t value,
-                struct mp_error *err)
-{
-    const struct mp_value *v = &p->value[value];
-    size_t rows = v->ndim ? (size_t)v->dim[0] : 1;
-    struct mp_held_weight w;
-    int rc = p->hold(p, value, &w, err);
-
-    if (rc <= 0)
-        return rc;
-    k->held = w.mapping;
-    k->drop = p->drop;
-    k->data = w.data;
-    k->row = w.row;
-    k->type = MP_F32;
-    k->value = *v;
-    k->bytes = ((rows - 1) * w.row + v->count / rows) * sizeof *w.data;
-    if (w.scale) {
-        k->scale = malloc(rows * sizeof *k->scale);
-        if (!k->scale)
-            return mp_fail(err, MP_ENOMEM, "out of memory");
-        memcpy(k->scale, w.scale, rows * sizeof *k->scale);
-    }
-    if (k->has_desc || k->form != AS_GIVEN)
-        k->late = bytes_of(k, v, layout(k, &k->desc));
-    d->late += k->late;
-    return 1;
-}
-
-/* What is held, plain; in room, if it lies otherwise. */
-static const float *plain_of(const struct packed *k, float *room)
-{
-    int64_t n = (int64_t)k->value.count / k->value.dim[0];
-
-    if (!k->scale)
-        return k->data;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < k->value.dim[0]; i++) {
-        const float *from = (const float *)k->data + i * (int64_t)k->row;
-
-        for (int64_t j = 0; j < n; j++)
-            room[i * n + j] = from[j] * k->scale[i];
-    }
-    return room;
-}
-
-static size_t plain_room(const struct packed *k)
-{
-    return k->scale ? (k->value.count * sizeof(float) + 63) / 64 * 64 : 0;
-}
-
-/* Packs what is held. Without memory for it, it stays where it is. */
-static int settle(struct mp_device *d, struct packed *k, struct mp_error *err)
-{
-    struct packed now = {.form = k->form};
-    float *room = k->scale ? take(d, plain_room(k)) : NULL;
-    int rc;
-
-    if (k->scale && !room)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    rc = pack_now(&now, d, &k->value, plain_of(k, room), layout(k, &k->desc),
-                  layout(k, &k->plain), err);
-    give_back(d, room);
-    if (rc)
-        return rc;
-    let_go(d, k);
-    k->data = now.data;
-    k->type = now.type;
-    k->bytes = now.bytes;
-    return 0;
-}
-
-size_t cpu_room(const struct packed *k, int plain)
-{
-    return k->late ? plain_room(k) + (plain ? 0 : k->late) : 0;
-}
-
-int cpu_data(const void **out, const struct mp_plan *plan,
-             const struct packed *k, int plain, void *room,
-             struct mp_error *err)
-{
-    const float *from;
-
-    *out = k->data;
-    if (!k->late)
-        return 0;
-    *out = from = plain_of(k, room);
-    if (plain)
-        return 0;
-    *out = room = (char *)room + plain_room(k);
-    return pack_into(room, k, plan->device, &k->value, from,
-                     layout(k, &k->desc), layout(k, &k->plain), err);
-}
-
-static int set_layout(struct packed *k, dn_desc want, dn_desc plain,
-                      struct mp_error *err)
-{
-    dnnl_status_t st = dnnl_success;
-
-    if (!want)
-        return 0;
-    st = dn_desc_copy(&k->desc, want);
-    if (st == dnnl_success)
-        st = dn_desc_copy(&k->plain, plain);
-    k->has_desc = 1;
-    return cpu_status(st, "weights", err);
-}
-
-int cpu_pack(const struct packed **out, struct mp_plan *plan,
-             const struct mp_program *p, uint32_t value, enum form form,
-             dn_desc want, dn_desc plain, struct mp_error *err)
-{
-    const struct mp_value *v = &p->value[value];
-    struct mp_device *d = plan->device;
-    enum k_way way;
-    int stays = plan->holds && (want || cpu_is_ours(form, &way) ||
-                                (form == AS_GIVEN && p->once));
-    struct packed *k = look_up(d, v, form, want);
-    const float *data;
-    int rc = 0, held = 0;
-
-    if (k && k->held && !stays)
-        rc = settle(d, k, err);
-    if (k)
-        return rc ? rc : use(out, plan, k, err);
-    k = calloc(1, sizeof *k);
-    if (!k)
-        return mp_fail(err, MP_ENOMEM, "out of memory");
-    memcpy(k->key, v->key, sizeof k->key);
-    k->form = form;
-    rc = set_layout(k, want, plain, err);
-    if (!rc && stays)
-        held = hold(k, d, p, value, err);
-    if (!rc && !held) {
-        rc = p->constant(p, value, &data, err);
-        if (!rc)
-            rc = pack_now(k, d, v, data, want, plain, err);
-        p->release(p, value);
-    }
-    rc = held < 0 ? held : rc;
-    if (!rc)
-        rc = use(out, plan, k, err);
-    if (rc) {
-        packed_free(d, k);
-        return rc;
-    }
-    k->next = *bucket(d, k->key);
-    *bucket(d, k->key) = k;
-    return 0;
-}
-
-/* Before a run: of a second one that would use what is held, no more is. Until
- * then its weights are packed for each step, into scratch. Packing all takes
- * longer than what that saves in one run, as most of the time goes into memory
- * that the process did not have before: so a first picture's result comes
- * sooner, and that of a second one later. Nor is it longer than one run that a
- * file must not change. */
-static void settle_all(struct mp_plan *plan)
-{
-    struct mp_device *d = plan->device;
-    int held = 0;
-
-    d->sparing++;
-    for (size_t i = 0; i < plan->nuse; i++) {
-        struct packed *k = plan->use[i];
-
-        if (k->late) {
-            held = 1;
-            if (d->used_held)
-                settle(d, k, NULL);
-        }
-    }
-    keep_no_spare(d);
-    d->used_held |= held;
-}
-
-static void drop(struct mp_device *d, struct packed *k)
-{
-    struct packed **at = bucket(d, k->key);
-
-    if (--k->users)
-        return;
-    while (*at != k)
-        at = &(*at)->next;
-    *at = k->next;
-    packed_free(d, k);
-}
-
 /* ---- plans ---- */
 
 static void cpu_plan_free(struct mp_plan *plan)
@@ -660,10 +227,8 @@ static void cpu_plan_free(struct mp_plan *plan)
         return;
     for (size_t i = 0; plan->cpu && i < plan->nstep; i++)
         cpu_conv_free(&plan->cpu[i]);
-    for (size_t i = 0; i < plan->nuse; i++)
-        drop(plan->device, plan->use[i]);
+    cpu_drop_all(plan);
     cpu_free(plan->device, (mp_addr)(uintptr_t)plan->scratch);
-    free(plan->use);
     free(plan->cpu);
     free(plan->at);
     free(plan->value);
@@ -754,7 +319,7 @@ static int cpu_compile(struct mp_device *d, const struct mp_program *p,
     if (!rc)
         rc = place_scratch(plan, p, err);
     if (!rc && plan->scratch_bytes) {
-        plan->scratch = take(d, plan->scratch_bytes);
+        plan->scratch = cpu_take(d, plan->scratch_bytes);
         if (!plan->scratch)
             rc = mp_fail(err, MP_ENOMEM, "out of memory: %zu MB of scratch",
                          plan->scratch_bytes >> 20);
@@ -802,8 +367,11 @@ static int cpu_run(struct mp_plan *plan, mp_addr arena, const mp_addr *outside,
 
     find_values(plan, arena, outside);
     omp_set_num_threads(plan->device->threads);
-    if (!plan->once)
-        settle_all(plan);
+    if (!plan->once) {
+        plan->device->sparing++;
+        cpu_settle(plan);
+        keep_no_spare(plan->device);
+    }
     last = seconds ? now() : 0;
     for (size_t i = 0; i < plan->nstep && !rc; i++) {
         if (is_stopped(&plan->device->conf))

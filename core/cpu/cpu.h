@@ -21,9 +21,6 @@ enum form {
     AS_BF16         /* plain, in that type */
 };
 
-/* Weights of a convolution of ours: of which way? */
-int cpu_is_ours(enum form form, enum k_way *way);
-
 /* A constant in the form that some kernel wants. Kept by the device while a
  * plan uses it; plans of one device share it, and its bytes with constants of
  * other keys that turn out equal. */
@@ -101,25 +98,48 @@ struct mp_plan {
     void *scratch; /* for steps that find no room in the arena */
 };
 
+/* ---- cpu.c ---- */
+
+/* Memory, for large values in large pages; NULL: there is none. */
+void *cpu_get_memory(size_t bytes);
+/* While a plan is compiled, or what it holds is packed, a block that is given
+ * back is kept for the next that fits: most of the time of a short use of a
+ * large one is the system's, which clears it. */
+void *cpu_take(struct mp_device *d, size_t bytes);
+void cpu_give_back(struct mp_device *d, void *p); /* NULL is fine */
+
 /* Of a step while it runs. */
 char *cpu_scratch(const struct mp_plan *plan, size_t i);
 
-/* CONV2D and DECONV2D: fill s for step i of the program. */
+/* ---- conv.c: CONV2D and DECONV2D ---- */
+
+/* Fill s for step i of the program. */
 int cpu_conv_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                      struct mp_error *err);
 int cpu_conv_run(const struct mp_plan *plan, size_t i, struct mp_error *err);
 void cpu_conv_free(struct cpu_step *s);
 
-/* All other steps. */
+/* Status of a oneDNN call as an error of ours. */
+int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);
+
+/* ---- own.c: all other steps ---- */
+
 int cpu_own_compile(struct mp_plan *plan, const struct mp_program *p, size_t i,
                     struct mp_error *err);
 void cpu_own_run(const struct mp_plan *plan, size_t i);
+
+/* ---- pack.c: constants ---- */
+
+/* Weights of a convolution of ours: of which way? */
+int cpu_is_ours(enum form form, enum k_way *way);
 
 /* The constant of this value, from the device or packed now: in layout want,
  * whose plain form is `plain`; or as plain f32 (both NULL). */
 int cpu_pack(const struct packed **out, struct mp_plan *plan,
              const struct mp_program *p, uint32_t value, enum form form,
              dn_desc want, dn_desc plain, struct mp_error *err);
+/* All that the plan has, when it ends. */
+void cpu_drop_all(struct mp_plan *plan);
 
 /* What is in it, in its form, or plain f32: if it is late, that is made in
  * `room`, which has so many bytes. */
@@ -128,7 +148,12 @@ int cpu_data(const void **out, const struct mp_plan *plan,
              const struct packed *k, int plain, void *room,
              struct mp_error *err);
 
-/* Status of a oneDNN call as an error of ours. */
-int cpu_status(dnnl_status_t s, const char *what, struct mp_error *err);
+/* Before a run: of a second one that would use what is held, no more is. Until
+ * then its weights are packed for each step, into scratch. Packing all takes
+ * longer than what that saves in one run, as most of the time goes into memory
+ * that the process did not have before: so a first picture's result comes
+ * sooner, and that of a second one later. Nor is it longer than one run that a
+ * file must not change. */
+void cpu_settle(struct mp_plan *plan);
 
 #endif
