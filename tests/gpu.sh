@@ -10,8 +10,8 @@
 # memcheck, racecheck, initcheck, synccheck, leaks; the others are told as left
 # out.
 # --jobs: so many tests side by side, as most of a test is the processor's work
-# (default: as many as there are processors, 4 at most). A test of one op takes
-# some 600 MB of the device.
+# (default: as many as there are processors, 4 at most). Each has a CUDA context
+# of its own, and so takes memory of the device.
 # --pack: source/, build/ and lib/ (the libraries that both need, but for CUDA's
 # and those that every system has: an older one here would be taken there by
 # CUDA's, too), for a machine that has none of them; there:
